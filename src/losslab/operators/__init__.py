@@ -1,0 +1,1 @@
+"""model + loss + data -> v ↦ A v"""

@@ -1,0 +1,131 @@
+"""One batch of any usual kind -> how the model is called, what the loss function gets, how many examples it holds.
+
+| batch | model call | loss call |
+| --- | --- | --- |
+| `(inputs, targets)` | `model(inputs)` | `loss_fn(output, targets)` |
+| `(a, b, …, targets)` | `model(a, b, …)` | `loss_fn(output, targets)` |
+| mapping (transformers) | `model(**those keys that forward names)` | `loss_fn(output, batch)` |
+| a dataclass or any other object | `model(batch)` | `loss_fn(output, batch)` |
+
+Inputs that are themselves mappings or tuples are unpacked by the same rules. Without a loss function the model's output
+must carry its own `.loss`.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, nn
+
+LossFunction = Callable[..., Tensor]
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """The batch with every tensor in it (tuples, dicts, dataclasses, nested) on the device."""
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        moved = {f.name: to_device(getattr(batch, f.name), device) for f in dataclasses.fields(batch) if f.init}
+        return dataclasses.replace(batch, **moved)
+    return apply_to_collection(batch, Tensor, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def tensors_of(batch: Any) -> list[Tensor]:
+    """The tensors in a batch, in order."""
+    found: list[Tensor] = []
+    apply_to_collection(batch, Tensor, lambda tensor: found.append(tensor) or tensor)
+    return found
+
+
+def count_examples(batch: Any) -> int:
+    """The length of the first axis of the first tensor that has one."""
+    for tensor in tensors_of(batch):
+        if tensor.ndim:
+            return len(tensor)
+    raise ValueError(
+        f"batches: expected batches that hold a tensor with an example axis, got {type(batch).__name__} without one; "
+        "pass count_examples=… to say how many examples a batch holds"
+    )
+
+
+def check_reiterable(batches: Any) -> None:
+    """Refuse what can be read only once: every product reads the data anew."""
+    if not isinstance(batches, Iterable):
+        raise TypeError(
+            f"batches: expected an iterable of batches such as a DataLoader or a list of (inputs, targets), "
+            f"got {type(batches).__name__}"
+        )
+    if isinstance(batches, Tensor | Mapping | str):
+        raise TypeError(f"batches: expected an iterable of batches, got one {type(batches).__name__}; put it into a list")
+    if isinstance(batches, Iterator):
+        raise ValueError(
+            f"batches: expected something that can be read many times, got a one-time {type(batches).__name__}; "
+            "pass list(batches)"
+        )
+
+
+def call_model(model: Callable[..., Any], batch: Any, signature_of: nn.Module) -> Any:
+    """The model's output for a batch; `signature_of` is the module whose `forward` names the arguments."""
+    return _call(model, batch[:-1] if _is_pair(batch) else (batch,), signature_of)
+
+
+def targets_of(batch: Any) -> Any:
+    """What the loss function gets beside the output."""
+    return batch[-1] if _is_pair(batch) else batch
+
+
+def reduction_of(loss_fn: LossFunction | None) -> str:
+    """`"mean"` or `"sum"`: how the loss function reduces over the examples of a batch.
+
+    Read from a `reduction` attribute (torch's loss modules) or keyword (`functools.partial`); "mean" where there is none.
+
+    Raises:
+        ValueError: Any other reduction.
+    """
+    keywords = loss_fn.keywords if isinstance(loss_fn, functools.partial) else {}
+    reduction = keywords.get("reduction", getattr(loss_fn, "reduction", "mean"))
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"loss_fn: expected reduction 'mean' or 'sum', got {reduction!r}; a risk is one number")
+    return reduction
+
+
+def batch_loss(loss_fn: LossFunction | None, output: Any, targets: Any) -> Tensor:
+    """The scalar loss of one batch, or a ValueError that says what came instead."""
+    if loss_fn is not None:
+        loss = loss_fn(output, targets)
+    else:
+        loss = output["loss"] if isinstance(output, Mapping) and "loss" in output else getattr(output, "loss", None)
+        if loss is None:
+            raise ValueError(
+                f"loss_fn: got None, so the model's output must carry .loss; it is a {type(output).__name__} without. "
+                "Pass a loss_fn, or labels in the batch"
+            )
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(f"loss_fn: expected one scalar tensor a batch, got {got}; use reduction='mean' or 'sum'")
+    return loss.reshape(())
+
+
+def _is_pair(batch: Any) -> bool:
+    """Whether the last item is the target: plain tuples and lists of two or more (a named tuple is an object)."""
+    return isinstance(batch, list | tuple) and not hasattr(batch, "_fields") and len(batch) >= 2
+
+
+def _call(model: Callable[..., Any], arguments: tuple[Any, ...] | list[Any], signature_of: nn.Module) -> Any:
+    if len(arguments) == 1 and isinstance(arguments[0], Mapping):
+        named = _named_arguments(arguments[0], signature_of)
+        return model(**named) if named else model(arguments[0])
+    if len(arguments) == 1 and type(arguments[0]) in (tuple, list):
+        return model(*arguments[0])
+    return model(*arguments)
+
+
+def _named_arguments(mapping: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
+    """The entries that `forward` has arguments for (all, where it takes **kwargs), as transformers' Trainer picks them."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return dict(mapping)
+    names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return {key: value for key, value in mapping.items() if key in names}

@@ -1,0 +1,189 @@
+"""EmpiricalRisk: model + loss + data as one function of the parameters. The only reader of data.
+
+Everything is evaluated functionally (`torch.func.functional_call`) on tensors of our own, so the user's parameters,
+`.grad`, `requires_grad`, buffers, train/eval modes and random states stay as they are.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from losslab.memory import free_bytes
+from losslab.operators import batches as kinds
+from losslab.operators.determinism import Evaluation, nonfinite_message, require_equal
+from losslab.params import ParameterSpace
+from losslab.random import preserved_random_states
+
+
+class EmpiricalRisk:
+    """What is the loss, and how does it change with the parameters?  L(θ) = (1/N) Σᵢ ℓ(f(xᵢ; θ), yᵢ).
+
+    The mean is over the N examples, whatever the batch sizes: a batch of n examples counts n/N if the loss function
+    averages (reduction "mean") and its sum is divided by N if it sums (reduction "sum").
+
+    Args:
+        model: Any module. It is left as it was.
+        loss_fn: `loss_fn(output, targets)` → scalar; for batches that are dicts or objects `loss_fn(output, batch)`;
+            None for models whose output carries `.loss`.
+        batches: Anything that can be read many times: a DataLoader, a list of `(inputs, targets)`, of dicts, of
+            dataclasses (see `losslab.operators.batches`). Tensors are moved to the model's device.
+        params: Glob pattern or patterns that choose the parameters, e.g. `"layer4.*"`; None: all trainable ones.
+        mode: "eval" or "train": the mode that the model is in while it is evaluated.
+        check: Evaluate loss and gradient twice and refuse a risk that is not a function of θ alone. Cost: two gradients.
+        graph_memory: Bytes that kept gradient graphs may take; "auto": a quarter of the free memory; 0: keep none.
+        count_examples: `batch -> int`, where the first axis of the first tensor is not the examples.
+
+    Raises:
+        TypeError, ValueError: Batches that can be read only once, empty data, no trainable parameter, an unknown
+            reduction, a loss that is not one finite number, or (with `check`) one that differs between two passes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: kinds.LossFunction | None,
+        batches: Iterable[Any],
+        *,
+        params: str | Sequence[str] | None = None,
+        mode: Literal["eval", "train"] = "eval",
+        check: bool = True,
+        graph_memory: int | Literal["auto"] = "auto",
+        count_examples: Callable[[Any], int] = kinds.count_examples,
+    ):
+        kinds.check_reiterable(batches)
+        if mode not in ("eval", "train"):
+            raise ValueError(f"mode: expected 'eval' or 'train', got {mode!r}")
+        if graph_memory != "auto" and (not isinstance(graph_memory, int) or graph_memory < 0):
+            raise ValueError(f"graph_memory: expected 'auto' or a number of bytes >= 0, got {graph_memory!r}")
+        self.model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper has no second derivatives
+        self.loss_fn, self.batches, self.mode = loss_fn, batches, mode
+        self.graph_memory = graph_memory
+        self.space = ParameterSpace(self.model, params)
+        self._reduction = kinds.reduction_of(loss_fn)
+        self._count = count_examples
+        with preserved_random_states():
+            self.num_examples = sum(count for _, count in self._read())
+        if self.num_examples == 0:
+            raise ValueError("batches: expected at least one example, got none; is the loader empty (drop_last)?")
+        if check:
+            require_equal(self.evaluate(seed=1), self.evaluate(seed=2), self.model, batches, mode, self.dtype)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.space.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The parameters' type, and that of gradients and products."""
+        return self.space.dtype
+
+    @property
+    def accumulation_dtype(self) -> torch.dtype:
+        """Sums over batches are kept in at least float32: half precision would lose the small batches."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    def graph_budget(self) -> int:
+        """Bytes that kept graphs may take now."""
+        return free_bytes(self.device) // 4 if self.graph_memory == "auto" else int(self.graph_memory)
+
+    def loss(self) -> float:
+        """L at the model's present parameters. Cost: one forward pass over the data."""
+        return self.loss_at(self.space.vector())
+
+    @torch.no_grad()
+    def loss_at(self, vector: Tensor) -> float:
+        """L(θ) at any point θ of shape (P,); NaN or Inf where the loss is. Cost: one forward pass."""
+        parameters = self.space.named_views(self.space.check(vector))
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        with self.evaluating():
+            for batch, count in self.read():
+                total += self.batch_share(parameters, batch, count)
+        return float(total)
+
+    def gradient(self) -> Tensor:
+        """∇L at the present parameters, shape (P,). Cost: the unit g in which all other costs are given."""
+        return self.evaluate().gradient
+
+    def evaluate(self, *, seed: int | None = None) -> Evaluation:
+        """Loss and gradient in one pass, with what the determinism check compares."""
+        leaves = self.leaves(self.space.vector())
+        tensors = list(leaves.values())
+        gradient = torch.zeros(self.space.size, dtype=self.accumulation_dtype, device=self.device)
+        loss, scale, data = 0.0, 0.0, 0.0
+        with self.evaluating(seed), torch.enable_grad():
+            for index, (batch, count) in enumerate(self.read()):
+                part = self.batch_share(leaves, batch, count)
+                if not bool(torch.isfinite(part)):
+                    raise ValueError(nonfinite_message(index, float(part.detach()), batch))
+                grads = torch.autograd.grad(part, tensors, allow_unused=True) if part.requires_grad else [None] * len(tensors)
+                piece = self.space.flatten(grads)
+                gradient += piece
+                loss += float(part.detach())
+                scale += float(piece.float().norm())
+                data += sum(float(t.detach().double().sum()) for t in kinds.tensors_of(batch))
+        return Evaluation(loss, gradient.to(self.dtype), scale, data)
+
+    @contextlib.contextmanager
+    def at(self, vector: Tensor) -> Iterator["EmpiricalRisk"]:
+        """The model itself at another point; its own parameters come back at the end, whatever happens."""
+        before = self.space.vector()
+        self.space.assign(vector)
+        try:
+            yield self
+        finally:
+            self.space.assign(before)
+
+    # -- for operators ------------------------------------------------------------------------------------------
+
+    def leaves(self, vector: Tensor) -> dict[str, Tensor]:
+        """Fresh leaf tensors that require gradients and share the vector's memory, by parameter name."""
+        return {name: view.detach().requires_grad_() for name, view in self.space.named_views(vector).items()}
+
+    def batch_share(self, parameters: dict[str, Tensor], batch: Any, count: int) -> Tensor:
+        """One batch's share of L at these parameters. To be called inside `evaluating()`."""
+        loss = kinds.batch_loss(self.loss_fn, self.output(parameters, batch), kinds.targets_of(batch))
+        return loss * ((count if self._reduction == "mean" else 1) / self.num_examples)
+
+    def output(self, parameters: dict[str, Tensor], batch: Any) -> Any:
+        """The model's output on a batch at these parameters; buffers that the forward pass writes are copies."""
+        state = parameters | {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return functional_call(self.model, state, args, kwargs)
+
+        return kinds.call_model(call, batch, self.model)
+
+    def read(self) -> Iterator[tuple[Any, int]]:
+        """(batch on the device, its number of examples) for each batch; inside `evaluating()`."""
+        total = 0
+        for batch, count in self._read():
+            total += count
+            yield batch, count
+        if total != self.num_examples:
+            raise ValueError(f"batches: expected the same {self.num_examples} examples on every pass, got {total} on this one")
+
+    @contextlib.contextmanager
+    def evaluating(self, seed: int | None = None) -> Iterator[None]:
+        """The model in the risk's mode. Every submodule's own mode and all random states come back at the end."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        with preserved_random_states(seed):
+            try:
+                self.model.train(self.mode == "train")
+                yield
+            finally:
+                for module, training in modes:
+                    module.training = training
+
+    def _read(self) -> Iterator[tuple[Any, int]]:
+        for batch in self.batches:
+            count = self._count(batch)
+            if count:  # an empty batch adds nothing, and its mean would be NaN
+                yield kinds.to_device(batch, self.device), count
+
+    def __repr__(self) -> str:
+        return f"EmpiricalRisk({type(self.model).__name__}, {self.num_examples} examples, {self.space!r}, mode={self.mode!r})"

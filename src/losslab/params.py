@@ -1,0 +1,132 @@
+"""ParameterSpace: a module's chosen parameters seen as one flat vector.
+
+P is the number of entries; a vector has shape (P,), a stack of vectors (k, P).
+"""
+
+import fnmatch
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class ParameterSpace:
+    """The trainable parameters of a module, in `named_parameters` order, as coordinates of R^P.
+
+    Tied weights count once (under their first name) and parameters with `requires_grad=False` are left out.
+
+    Args:
+        module: The network.
+        select: Shell-style pattern or patterns on parameter names, for example `"layer4.*"`; None takes all.
+
+    Raises:
+        ValueError: No trainable parameter at all, none matched (the nearest names are listed), or mixed devices or dtypes.
+
+    >>> space = ParameterSpace(nn.Linear(3, 2))
+    >>> space.size, space.names
+    (8, ('weight', 'bias'))
+    """
+
+    def __init__(self, module: nn.Module, select: str | Sequence[str] | None = None):
+        self.module = module
+        trainable = {name: p for name, p in module.named_parameters() if p.requires_grad and p.numel()}
+        if not trainable:
+            raise ValueError("model: expected at least one parameter with requires_grad=True, got none; unfreeze some")
+        chosen = trainable if select is None else _matching(trainable, [select] if isinstance(select, str) else select)
+        self.names = tuple(chosen)
+        self.shapes = tuple(p.shape for p in chosen.values())
+        self.sizes = tuple(p.numel() for p in chosen.values())
+        self.size = sum(self.sizes)
+        self._parameters = tuple(chosen.values())
+        for what in ("device", "dtype"):
+            kinds = {getattr(p, what) for p in self._parameters}
+            if len(kinds) > 1:
+                raise ValueError(f"params: expected one {what} for all chosen parameters, got {sorted(map(str, kinds))}")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are now."""
+        return self._parameters[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The parameters' type."""
+        return self._parameters[0].dtype
+
+    def vector(self) -> Tensor:
+        """A copy of the present values as one vector of shape (P,)."""
+        return torch.cat([p.detach().reshape(-1) for p in self._parameters])
+
+    @torch.no_grad()
+    def assign(self, vector: Tensor) -> None:
+        """Write a vector into the module's parameters, in place."""
+        for parameter, view in zip(self._parameters, self.views(self.check(vector)), strict=True):
+            parameter.copy_(view)
+
+    def views(self, vector: Tensor) -> list[Tensor]:
+        """The vector's pieces in the parameters' shapes, sharing its memory."""
+        return [piece.view(shape) for piece, shape in zip(vector.split(self.sizes), self.shapes, strict=True)]
+
+    def named_views(self, vector: Tensor) -> dict[str, Tensor]:
+        """`views` under the parameters' names: what `torch.func.functional_call` takes."""
+        return dict(zip(self.names, self.views(vector), strict=True))
+
+    def flatten(self, tensors: Sequence[Tensor | None]) -> Tensor:
+        """One vector from tensors in the parameters' shapes; None (a parameter that is not used) counts as zero."""
+        pieces = [
+            torch.zeros(size, dtype=self.dtype, device=self.device) if tensor is None else tensor.reshape(-1)
+            for tensor, size in zip(tensors, self.sizes, strict=True)
+        ]
+        return torch.cat(pieces)
+
+    def check(self, vector: Tensor, name: str = "vector") -> Tensor:
+        """The vector itself if it has shape (P,) and can be moved here; else a ValueError that says what was expected."""
+        if not isinstance(vector, Tensor) or vector.shape != (self.size,):
+            got = tuple(vector.shape) if isinstance(vector, Tensor) else type(vector).__name__
+            raise ValueError(f"{name}: expected a tensor of shape ({self.size},), one entry a parameter; got {got}")
+        return vector.to(device=self.device, dtype=self.dtype)
+
+    def vector_of(self, source: nn.Module | dict[str, Tensor] | Tensor, name: str = "vector") -> Tensor:
+        """The point that another module of the same architecture, its state dict, or a vector stands for."""
+        if isinstance(source, Tensor):
+            return self.check(source, name)
+        state = dict(source.named_parameters()) if isinstance(source, nn.Module) else source
+        for key, shape in zip(self.names, self.shapes, strict=True):
+            if key not in state or state[key].shape != shape:
+                got = tuple(state[key].shape) if key in state else "nothing of that name"
+                raise ValueError(f"{name}: expected {key!r} of shape {tuple(shape)}, got {got}; use the same architecture")
+        return self.flatten([state[key].detach().to(self.device, self.dtype) for key in self.names])
+
+    def filters(self) -> Iterator[tuple[int, int, int]]:
+        """The filters as (offset, rows, columns) a tensor: each row of that block is one filter.
+
+        A filter is a slice along the first axis of a tensor of two or more dimensions: a neuron of a linear layer, an
+        output channel of a convolution, a token of an embedding (Li et al. 2018). Slices of a single entry have no
+        direction to normalise: such a tensor counts as one filter. Tensors of one dimension (biases, norm layers) have
+        none and are passed over.
+        """
+        offset = 0
+        for shape, size in zip(self.shapes, self.sizes, strict=True):
+            if len(shape) >= 2:
+                rows = shape[0] if size > shape[0] else 1
+                yield offset, rows, size // rows
+            offset += size
+
+    def filter_norms(self, vector: Tensor) -> list[Tensor]:
+        """The Euclidean norm of each filter of the vector: one tensor of shape (rows,) for each tensor that has filters."""
+        return [vector[o : o + rows * columns].view(rows, columns).norm(dim=1) for o, rows, columns in self.filters()]
+
+    def norm(self) -> float:
+        """‖θ‖ at the present values."""
+        return float(torch.linalg.vector_norm(self.vector().double()))
+
+    def __repr__(self) -> str:
+        return f"ParameterSpace({self.size} entries in {len(self.names)} tensors)"
+
+
+def _matching(trainable: dict[str, nn.Parameter], patterns: Sequence[str]) -> dict[str, nn.Parameter]:
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in trainable):
+            known = ", ".join(list(trainable)[:8]) + (", …" if len(trainable) > 8 else "")
+            raise ValueError(f"params: no trainable parameter matches {pattern!r}; there are {known}")
+    return {name: p for name, p in trainable.items() if any(fnmatch.fnmatchcase(name, q) for q in patterns)}

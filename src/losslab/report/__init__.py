@@ -1,0 +1,1 @@
+"""Run folder -> figures and one HTML page; never imports a model or an optimizer."""

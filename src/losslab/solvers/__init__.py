@@ -1,0 +1,1 @@
+"""linear operator -> numbers; knows no networks."""

@@ -1,0 +1,51 @@
+"""Why a computation stopped, and how it reports on its way: a number that did not converge cannot look like one that did."""
+
+from collections.abc import Callable
+from enum import Enum
+
+# progress(done, total, note): called now and then by long computations; `note` says what is known so far.
+Progress = Callable[[float, float, str], None]
+
+
+class Status(str, Enum):
+    """Why a computation stopped. The value is the name in files; `message` is for people.
+
+    >>> Status.converged.ok, Status.budget_reached.ok
+    (True, False)
+    >>> print(Status.breakdown.message)
+    an invariant subspace was found: the values are exact
+    """
+
+    converged = "converged"
+    breakdown = "breakdown"
+    budget_reached = "budget_reached"
+    nonfinite = "nonfinite"
+    interrupted = "interrupted"
+
+    @property
+    def message(self) -> str:
+        """One sentence on what happened and, where something can be done about it, what."""
+        return _MESSAGES[self]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the number can be taken at its stated error."""
+        return self in (Status.converged, Status.breakdown)
+
+    def __str__(self) -> str:
+        return self.value
+
+
+_MESSAGES = {
+    Status.converged: "the requested tolerance was reached",
+    Status.breakdown: "an invariant subspace was found: the values are exact",
+    Status.budget_reached: "the budget of products was used up first: read the errors, or raise max_matvecs",
+    Status.nonfinite: "NaN or Inf appeared in a product: check the loss and its derivatives at this point",
+    Status.interrupted: "stopped by the user: the values are those known by then",
+}
+
+
+def worst(*statuses: Status) -> Status:
+    """The least trustworthy of several statuses: a result is as good as its weakest part."""
+    order = list(Status)
+    return max(statuses, key=order.index)

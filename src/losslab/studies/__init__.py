@@ -1,0 +1,1 @@
+"""Configuration, data, models, the training loop, run folders: the only layer that trains."""

@@ -1,0 +1,285 @@
+"""What a run is made of: one frozen configuration, read from YAML or JSON, with errors that say what to do.
+
+Needs no torch, so that a wrong configuration is refused at once.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used. The message has one line for each problem."""
+
+
+class _Section(BaseModel):
+    # Strict: 1.5 epochs, a width of True or a rate of "fast" is a mistake, not a number to be made of it.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class DatasetConfig(_Section):
+    """Which data, in batches of how many examples.
+
+    Attributes:
+        name: A row of `losslab.studies.data.DATASETS`.
+        root: The folder of the files, for data sets that need one.
+        batch_size: Examples in one optimizer step.
+        eval_batch_size: Examples in one batch where no gradient is taken.
+    """
+
+    name: str = "digits"
+    root: str | None = None
+    batch_size: Positive = 64
+    eval_batch_size: Positive = 512
+
+
+class ModelConfig(_Section):
+    """Which network, how large.
+
+    Attributes:
+        name: A row of `losslab.studies.models.MODELS`.
+        width: Channels of the first convolution, or units of a hidden layer.
+        hidden: Number of hidden layers, for networks that can have any.
+        batch_norm: Whether batch normalisation follows each convolution.
+    """
+
+    name: str = "simple_cnn"
+    width: Positive = 64
+    hidden: Positive = 2
+    batch_norm: bool = False
+
+
+class OptimizerConfig(_Section):
+    """How a gradient becomes a step. `momentum` and `nesterov` are SGD's, `betas` are Adam's and AdamW's."""
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = Field(default=0.1, gt=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(default=0.0, ge=0)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default=(0.9, 0.999), strict=False
+    )
+
+    @model_validator(mode="after")
+    def _only_what_acts(self) -> "OptimizerConfig":
+        foreign = ("betas",) if self.name == "sgd" else ("momentum", "nesterov")
+        for key in foreign:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key!r} does nothing in {self.name}: remove it")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("'nesterov' needs a momentum > 0")
+        return self
+
+
+class ScheduleConfig(_Section):
+    """The learning rate by step: rises over `warmup_steps`, then stays, or falls to zero as a cosine."""
+
+    name: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = Field(default=0, ge=0)
+
+
+class TrainingConfig(_Section):
+    """How long and on what.
+
+    Attributes:
+        epochs: Passes over the training split.
+        device: "auto" takes the accelerator that is there.
+        precision: Fabric's name. The weights are float32 in all of them.
+        clip_norm: Largest norm of the gradient; longer ones are shortened to it. None never does.
+        max_steps: Stops sooner, after so many steps. None does not.
+    """
+
+    epochs: Positive = 20
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    clip_norm: float | None = Field(default=None, gt=0)
+    max_steps: Positive | None = None
+
+
+class ProbesConfig(_Section):
+    """What probes measure on: the first `examples` of a split, in batches of `batch_size`."""
+
+    split: Literal["train", "validation", "test"] = "train"
+    examples: Positive = 512
+    batch_size: Positive = 256
+
+
+class RunConfig(_Section):
+    """Everything that decides a run's outcome, and nothing else."""
+
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    dataset: DatasetConfig = DatasetConfig()
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    training: TrainingConfig = TrainingConfig()
+    probes: ProbesConfig = ProbesConfig()
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a configuration from a YAML or JSON file.
+
+    Args:
+        path: The file. What it leaves out takes the defaults above.
+        overrides: Assignments such as "optimizer.lr=5e-4", applied in order; the values are YAML.
+
+    Raises:
+        ConfigError: With one line for each problem: where, what was expected, what came.
+    """
+    values = _read_mapping(Path(path))
+    for assignment in overrides:
+        _assign(values, assignment)
+    return make_config(values, source=str(path))
+
+
+def make_config(values: Mapping[str, Any], *, source: str = "configuration") -> RunConfig:
+    """Check plain values and make them a configuration; `source` opens the error lines.
+
+    Raises:
+        ConfigError: With one line for each problem.
+    """
+    try:
+        return RunConfig.model_validate(dict(values))
+    except ValidationError as error:
+        lines = [f"{source}: {_explain(problem)}" for problem in error.errors(include_url=False)]
+        raise ConfigError("\n".join(lines)) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers: PyYAML reads 5e-4, which lacks a point, as a string."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"[-+]?(?:\d+\.\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|Inf|INF))$"
+        r"|\.(?:nan|NaN|NAN)$"
+    ),
+    list("-+0123456789."),
+)
+
+
+_SHAPE = "expected a mapping such as 'optimizer: {lr: 0.1}'"
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; expected a configuration in YAML or JSON") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as text: {error}") from None
+    values = _parse(text, str(path))  # JSON is YAML
+    if values is None:
+        raise ConfigError(f"{path}: the file is empty; {_SHAPE}")
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: {_SHAPE}, got {_shown(values)}")
+    return values
+
+
+def _parse(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        what = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{source}: not readable as YAML{where}: {what}") from None
+
+
+def _assign(values: dict[str, Any], assignment: str) -> None:
+    """Carry out "a.b=c" on the nested mapping."""
+    dotted, equals, text = assignment.partition("=")
+    *sections, name = (part.strip() for part in dotted.split("."))
+    if not equals or not all((*sections, name)):
+        raise ConfigError(f"--set {assignment}: expected SECTION.KEY=VALUE, such as optimizer.lr=0.01")
+    for section in sections:
+        if values.get(section) is None:
+            values[section] = {}
+        values = values[section]
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {assignment}: {section!r} is not a section")
+    values[name] = _parse(text, f"--set {assignment}")
+
+
+def _explain(problem: ErrorDetails) -> str:
+    """One of pydantic's errors as `path: expected ..., got ...`."""
+    location = problem["loc"]
+    if problem["type"] in ("extra_forbidden", "invalid_key"):
+        *sections, unknown = location
+        known = list(_schema_at(sections)["properties"])
+        return f"{_dotted(location)}: unknown key, {suggestion(str(unknown), known)}"
+    if problem["type"] == "value_error":
+        return f"{_dotted(location)}: {problem['ctx']['error']}"
+    if problem["type"] == "missing":  # no key is required: only a list can be too short
+        location = location[:-1]
+    expected = _described(_schema_at(location))
+    if problem["type"] == "finite_number":
+        expected = expected.replace("a number", "a finite number")
+    return f"{_dotted(location)}: expected {expected}, got {_shown(problem['input'])}"
+
+
+def suggestion(unknown: str, known: Iterable[str]) -> str:
+    """What to write in place of an unknown name: the nearest one, or all there are."""
+    known = list(known)
+    near = difflib.get_close_matches(unknown, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
+
+
+def _schema_at(location: Iterable[int | str]) -> dict[str, Any]:
+    """The JSON schema of one field: it knows type and bounds where only one was violated."""
+    whole = RunConfig.model_json_schema()
+    schema = whole
+    for part in location:
+        schema = schema["properties"][part] if isinstance(part, str) else schema["prefixItems"][part]
+        if "$ref" in schema:
+            schema = whole["$defs"][schema["$ref"].rpartition("/")[2]]
+    return schema
+
+
+def _described(schema: dict[str, Any]) -> str:
+    """A schema in words, such as "an integer >= 1"."""
+    if "anyOf" in schema:
+        return " or ".join(_described(choice) for choice in schema["anyOf"])
+    if "enum" in schema:
+        return "one of " + ", ".join(repr(choice) for choice in schema["enum"])
+    if "pattern" in schema:
+        return "a name of letters, digits, '.', '_' and '-'"
+    bounds = [f"{sign} {schema[key]}" for key, sign in _BOUNDS.items() if key in schema]
+    return " ".join([_NOUNS[schema["type"]], " and ".join(bounds)]).strip()
+
+
+_BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+_NOUNS = {
+    "integer": "an integer",
+    "number": "a number",
+    "boolean": "true or false",
+    "string": "a text",
+    "array": "a list of two numbers",
+    "object": "a mapping",
+    "null": "null",
+}
+
+
+def _dotted(location: Iterable[int | str]) -> str:
+    return ".".join(str(part) for part in location)
+
+
+def _shown(value: Any) -> str:
+    """A value for an error line: short whatever it is."""
+    shown = "null" if value is None else repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
