@@ -7,9 +7,11 @@ Neither needs torch, so a report can be made without it.
 
 import dataclasses
 import math
+import os
 import types
 import typing
 from enum import Enum
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -95,3 +97,18 @@ def _as_type(hint: Any, value: Any) -> Any:
         if (typing.get_origin(item) or item) is tuple and isinstance(value, list):
             return tuple(value)
     return value
+
+
+def write_atomically(path: str | Path, content: bytes) -> None:
+    """Put `content` at `path` whole or not at all: a temporary file beside it, fsync, rename."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -24,18 +24,28 @@ from torch import Tensor, nn
 LossFunction = Callable[..., Tensor]
 
 
-def to_device(batch: Any, device: torch.device) -> Any:
-    """The batch with every tensor in it (tuples, dicts, dataclasses, nested) on the device."""
+def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """The same batch (tuples, dicts, dataclasses, nested) with `function` applied to every tensor in it, in order."""
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        moved = {f.name: to_device(getattr(batch, f.name), device) for f in dataclasses.fields(batch) if f.init}
-        return dataclasses.replace(batch, **moved)
-    return apply_to_collection(batch, Tensor, lambda tensor: tensor.to(device, non_blocking=True))
+        fields = {f.name: map_tensors(getattr(batch, f.name), function) for f in dataclasses.fields(batch) if f.init}
+        return dataclasses.replace(batch, **fields)
+    return apply_to_collection(batch, Tensor, function)
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """The batch on the device."""
+    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def tensors_of(batch: Any) -> list[Tensor]:
     """The tensors in a batch, in order."""
     found: list[Tensor] = []
-    apply_to_collection(batch, Tensor, lambda tensor: found.append(tensor) or tensor)
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(batch, note)
     return found
 
 

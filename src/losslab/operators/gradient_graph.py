@@ -49,20 +49,26 @@ class GradientGraph:
                 )
 
     def num_bytes(self) -> int:
-        """What the graph keeps alive: its saved tensors, parameters left out, each storage once."""
-        known = {leaf.untyped_storage().data_ptr() for leaf in self._leaves}
-        sizes: dict[int, int] = {}
-        seen, stack = set(), [g.grad_fn for _, g in self._curved]
-        while stack:
-            node = stack.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            for tensor in _saved_tensors(node):
-                storage = tensor.untyped_storage()
-                sizes[storage.data_ptr()] = storage.nbytes()
-            stack += [following for following, _ in node.next_functions]
-        return sum(size for pointer, size in sizes.items() if pointer not in known)
+        """What the graph keeps alive beside the parameters."""
+        return graph_bytes([gradient for _, gradient in self._curved], self._leaves)
+
+
+def graph_bytes(outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> int:
+    """Bytes of the tensors that the outputs' graphs have saved, the leaves left out, each storage once."""
+    known = {leaf.untyped_storage().data_ptr() for leaf in leaves}
+    sizes: dict[int, int] = {}
+    seen: set[Any] = set()
+    stack: list[Any] = [output.grad_fn for output in outputs]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        for tensor in _saved_tensors(node):
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+        stack += [following for following, _ in node.next_functions]
+    return sum(size for pointer, size in sizes.items() if pointer not in known)
 
 
 def _saved_tensors(node: Any) -> Iterator[Tensor]:

@@ -96,9 +96,12 @@ class EmpiricalRisk:
         return self.loss_at(self.space.vector())
 
     @torch.no_grad()
-    def loss_at(self, vector: Tensor) -> float:
-        """L(θ) at any point θ of shape (P,); NaN or Inf where the loss is. Cost: one forward pass."""
-        parameters = self.space.named_views(self.space.check(vector))
+    def loss_at(self, vector: Tensor, buffers: dict[str, Tensor] | None = None) -> float:
+        """L(θ) at any point θ of shape (P,); NaN or Inf where the loss is. Cost: one forward pass.
+
+        `buffers` replaces buffers of the model by name, for example the running statistics of another solution.
+        """
+        parameters = self.space.named_views(self.space.check(vector)) | (buffers or {})
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         with self.evaluating():
             for batch, count in self.read():
@@ -151,7 +154,7 @@ class EmpiricalRisk:
 
     def output(self, parameters: dict[str, Tensor], batch: Any) -> Any:
         """The model's output on a batch at these parameters; buffers that the forward pass writes are copies."""
-        state = parameters | {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        state = {name: buffer.clone() for name, buffer in self.model.named_buffers()} | parameters
 
         def call(*args: Any, **kwargs: Any) -> Any:
             return functional_call(self.model, state, args, kwargs)

@@ -1,9 +1,11 @@
-"""What a run folder or a study folder holds, read leniently: what an interrupted run never wrote is simply absent."""
+"""What a run folder or a study folder holds: what an interrupted run never wrote is simply absent."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from losslab.studies.record import RunFolder, run_folders
 
@@ -24,6 +26,11 @@ class Run:
     def get(self, dotted: str) -> Any:
         """A probe's value by its dotted name ("spectrum.trace.value"), None where the folder lacks it."""
         return get(self.probes, dotted)
+
+    def array(self, dotted: str) -> np.ndarray:
+        """A probe's array of floats, empty where the folder lacks it."""
+        value = self.get(dotted)
+        return np.asarray(() if value is None else value, dtype=float)
 
 
 @dataclass(frozen=True)
@@ -64,10 +71,11 @@ def read(folder: str | Path) -> Contents:
         FileNotFoundError: If the folder is neither.
     """
     path = Path(folder)
+    name = path.resolve().name
     if RunFolder(path).is_run():
-        return Contents(path.resolve().name, [_run(path.resolve().name, RunFolder(path))], [], is_study=False)
-    runs = [_run(name, inside) for name, inside in run_folders(path).items()]
-    return Contents(path.resolve().name, runs, _pairs(RunFolder(path), [run.name for run in runs]), is_study=True)
+        return Contents(name, [_run(name, RunFolder(path))], [], is_study=False)
+    runs = [_run(run, inside) for run, inside in run_folders(path).items()]
+    return Contents(name, runs, _pairs(RunFolder(path), [run.name for run in runs]), is_study=True)
 
 
 def _run(name: str, folder: RunFolder) -> Run:

@@ -1,21 +1,18 @@
 """One function a probe: records of the runs -> a `Chart`, or None where no run was measured.
 
-The runs of a study share a picture, each in one colour through all pictures; landscapes get a picture each, on one
-common scale.
+The runs of a study share a picture, each in one colour through all pictures; the planes are in `landscapes`.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from losslab.report.chart import Chart, Contour, Line, Panel, Points, Series, Surface, colour
+from losslab.report.chart import Chart, Line, Panel, Points, Series, colour, spans_decades
 from losslab.report.contents import Contents, Pair, Run
+from losslab.report.landscapes import landscapes, slices
 
 DECADES_SHOWN = 6.0  # of a density below its peak: what lies deeper is the kernel's tail
-LOG_FROM = 30.0  # ratio of largest to smallest value from which a linear axis hides the small ones
-CLIP_FACTOR = 100.0  # landscapes are cut at this multiple of their median: walls of 1e9 would flatten all else
 
 
 def charts(contents: Contents) -> list[Chart]:
@@ -46,13 +43,17 @@ def training(runs: Sequence[Run], colours: dict[str, str]) -> Chart | None:
             for split in ("train", "validation"):
                 values = scale * _column(run.epochs, f"{split}_{quantity}")
                 if np.isfinite(values).any():
-                    dashed, name = split == "validation", run.name if split == "train" else f"{run.name}, {split}"
+                    dashed = split == "validation"
+                    name = f"{run.name}, validation" if dashed else run.name
                     line = Line(name, epochs, values, colours[run.name], dashed=dashed, legend=not dashed)
                     series.append(line)
         if series:
-            log = quantity == "loss" and _spans_decades(np.concatenate([s.y for s in series]))
+            log = quantity == "loss" and spans_decades(np.concatenate([s.y for s in series]))
             panels.append(Panel("epoch", label, series, log_y=log))
-    caption = "Solid lines are the training split, dashed ones the validation split: where they part, the run overfits."
+    caption = (
+        "Solid lines are the training split, dashed ones the validation split: where they part, "
+        "the run overfits."
+    )
     return Chart("training", "Training curves", caption, panels) if panels else None
 
 
@@ -62,27 +63,29 @@ def spectrum(runs: Sequence[Run], colours: dict[str, str]) -> Chart | None:
     for end, title in (("top", "largest"), ("smallest", "smallest")):
         series: list[Series] = []
         for run, shift in _dodged(runs, f"spectrum.{end}"):
-            values = _array(run, f"spectrum.{end}")
+            values = run.array(f"spectrum.{end}")
             index = np.arange(1, len(values) + 1) + shift
-            series.append(Points(run.name, index, values, colours[run.name], _array(run, f"spectrum.{end}_errors")))
+            errors = run.array(f"spectrum.{end}_errors")
+            series.append(Points(run.name, index, values, colours[run.name], errors))
         if series:
-            log = _spans_decades(np.concatenate([s.y for s in series]))
+            log = spans_decades(np.concatenate([s.y for s in series]))
             label = f"{title} eigenvalues"
             panels.append(Panel(f"rank, counted from the {title}", label, series, log_y=log, x_step=1))
     caption = (
-        "Each marker is an eigenvalue of the Hessian with its residual bound as bar (often smaller than the marker): "
-        "high values on the left are sharp directions, negative ones on the right are directions still going downhill."
+        "Each marker is an eigenvalue of the Hessian with its residual bound as bar (often smaller than the "
+        "marker): high values on the left are sharp directions, negative ones on the right are directions "
+        "that still lead downhill."
     )
     return Chart("spectrum", "Ends of the Hessian's spectrum", caption, panels) if panels else None
 
 
 def density(runs: Sequence[Run], colours: dict[str, str]) -> Chart | None:
-    """The smoothed spectral density; a panel a run where the widths of the spectra differ too much to share one."""
+    """The smoothed spectral density; a panel a run where the spectra differ too much to share an axis."""
     series: list[Line] = []
     for run in runs:
-        grid, height = _array(run, "spectrum.density.grid"), _array(run, "spectrum.density.density")
+        grid, height = run.array("spectrum.density.grid"), run.array("spectrum.density.density")
         if len(grid) and np.isfinite(height).any() and np.nanmax(height) > 0:
-            error = _array(run, "spectrum.density.standard_error")
+            error = run.array("spectrum.density.standard_error")
             series.append(Line(run.name, grid, height, colours[run.name], error if len(error) else None))
     if not series:
         return None
@@ -90,10 +93,12 @@ def density(runs: Sequence[Run], colours: dict[str, str]) -> Chart | None:
     groups = [[line] for line in series] if max(widths) > 4 * min(widths) else [series]
     panels = [_density_panel(group) for group in groups]
     caption = (
-        "The area under a curve over an interval is the fraction of eigenvalues in it (band: one standard error), so "
-        "the peak at zero is the many flat directions, and bumps far to the right are the few sharp ones."
+        "The area under a curve over an interval is the fraction of eigenvalues in it (band: one standard "
+        "error), so the peak at zero is the many flat directions and bumps far to the right are the "
+        "few sharp ones."
     )
-    return Chart("density", "Spectral density of the Hessian", caption, panels, columns=3 if len(groups) > 1 else 1)
+    columns = 3 if len(groups) > 1 else 1
+    return Chart("density", "Spectral density of the Hessian", caption, panels, columns)
 
 
 def _density_panel(lines: Sequence[Line]) -> Panel:
@@ -108,60 +113,11 @@ def _density_panel(lines: Sequence[Line]) -> Panel:
     )
 
 
-def landscapes(runs: Sequence[Run]) -> list[Chart]:
-    """For each run's plane the surface and the map, between the same losses for all runs."""
-    planes = [(run, _array(run, "plane.losses")) for run in runs]
-    planes = [(run, losses) for run, losses in planes if losses.ndim == 2 and _is_area(losses)]
-    if not planes:
-        return []
-    everything = np.concatenate([losses.ravel() for _, losses in planes])
-    finite = everything[np.isfinite(everything)]
-    low = float(finite.min())
-    high = float(max(min(finite.max(), CLIP_FACTOR * abs(np.median(finite))), np.median(finite)))
-    high = high if high > low else low + max(abs(low), 1.0)
-    log = low > 0 and high / low > LOG_FROM
-    slugs, found = _slugs([run.name for run, _ in planes]), []
-    for run, losses in planes:
-        shape = (_array(run, "plane.alphas"), _array(run, "plane.betas"), losses, low, high, log)
-        axes = ("first direction α", "second direction β")
-        notes = _plane_notes(losses, high)
-        for kind, name, series, caption in (
-            ("surface", "Loss surface", Surface(*shape), "Height and colour are the loss around the solution in the centre"),
-            ("map", "Loss map", Contour(*shape), "The same plane from above, the cross marks the solution"),
-        ):
-            scale = "each line is the same ratio of losses" if log else "each line is the same step of the loss"
-            sentence = f"{caption}; {scale}, close lines are steep{notes}."
-            panel = Panel(*axes, [series])
-            found.append(Chart(f"{kind}-{slugs[run.name]}", f"{name}: {run.name}", sentence, [panel], columns=1))
-    return found
-
-
-def _plane_notes(losses: np.ndarray, high: float) -> str:
-    cut, holes = int(np.sum(losses > high)), int(np.isnan(losses).sum())
-    clipped = f"; {cut} of {losses.size} values above {high:.3g} are drawn at {high:.3g}" if cut else ""
-    return clipped + (f"; {holes} of {losses.size} points were not computed and stay empty" if holes else "")
-
-
-def slices(runs: Sequence[Run], colours: dict[str, str]) -> Chart | None:
-    """The loss along one direction, for planes that have only one."""
-    series: list[Series] = []
-    for run in runs:
-        losses = _array(run, "plane.losses")
-        if losses.size and np.isfinite(losses).any() and (losses.ndim == 1 or len(losses) == 1):
-            series.append(Line(run.name, _array(run, "plane.alphas"), losses.ravel(), colours[run.name]))
-    if not series:
-        return None
-    log = _spans_decades(np.concatenate([line.y for line in series if isinstance(line, Line)]))
-    panel = Panel("direction α", "loss", series, log_y=log, guides=(0.0,))
-    caption = "The loss along one random filter-normalised direction through the solution at zero: narrow valleys are sharp."
-    return Chart("slices", "Loss along a line", caption, [panel])
-
-
 def sharpness(runs: Sequence[Run], colours: dict[str, str]) -> Chart | None:
-    """The sampled loss increases on the ε-sphere, sorted; the sharpness is each curve's end."""
+    """The sampled loss increases in the ε-ball, sorted; the sharpness is each curve's end."""
     series: list[Series] = []
     for run in runs:
-        increases = np.sort(_array(run, "sharpness.increases"))  # NaN goes last
+        increases = np.sort(run.array("sharpness.increases"))  # NaN goes last
         if np.isfinite(increases).any():
             radius = run.get("sharpness.radius")
             name = run.name if radius is None else f"{run.name} (ε = {radius:.3g})"
@@ -170,16 +126,17 @@ def sharpness(runs: Sequence[Run], colours: dict[str, str]) -> Chart | None:
     if not series:
         return None
     values = np.concatenate([s.y for s in series if isinstance(s, Points)])
-    panel = Panel("directions with at most this increase (%)", "increase of the loss", series, log_y=_spans_decades(values))
+    label = "points with at most this increase (%)"
+    panel = Panel(label, "increase of the loss", series, log_y=spans_decades(values))
     caption = (
-        "Each marker is the rise of the loss after a step of length ε in one random direction; a curve's last marker "
-        "is the sharpness in the table."
+        "Each marker is the rise of the loss at one random point no further than ε away; a curve's last "
+        "marker is the sharpness in the table."
     )
-    return Chart("sharpness", "Loss increase at distance ε", caption, [panel])
+    return Chart("sharpness", "Loss increase within distance ε", caption, [panel])
 
 
 def noise(runs: Sequence[Run], colours: dict[str, str]) -> Chart | None:
-    """The top eigenvalues of the Hessian and of the gradient covariance, joined: the slope is the noise ratio."""
+    """The top eigenvalues of Hessian and gradient covariance, joined: the slope is the noise ratio."""
     series: list[Series] = []
     for run in runs:
         tops = [run.get("noise.hessian_top"), run.get("noise.covariance_top")]
@@ -193,8 +150,8 @@ def noise(runs: Sequence[Run], colours: dict[str, str]) -> Chart | None:
     values = np.concatenate([s.y for s in series if isinstance(s, Points)])
     panel = Panel("", "top eigenvalue", series, log_y=bool((values > 0).all()))
     caption = (
-        "A line that rises means the gradient's noise is stronger than the curvature (ratio λ_C / λ_H above 1), one "
-        "that falls that curvature rules."
+        "A line that rises means the gradient's noise is stronger than the curvature (ratio λ_C / λ_H above "
+        "1), one that falls that curvature rules."
     )
     return Chart("noise", "Gradient noise against curvature", caption, [panel])
 
@@ -216,45 +173,20 @@ def interpolation(pairs: Sequence[Pair], colours: dict[str, str]) -> Chart | Non
         return None
     losses = np.concatenate([s.y for s in series if isinstance(s, Line)])
     label = "α along the line (0 and 1 are the two solutions)"
-    panel = Panel(label, "loss", series, log_y=_spans_decades(losses), guides=(0.0, 1.0))
+    panel = Panel(label, "loss", series, log_y=spans_decades(losses), guides=(0.0, 1.0))
     caption = (
-        "The loss from the first solution (α = 0) to the second (α = 1) and beyond: a hill between the markers is a "
-        "barrier, a flat floor means one connected valley."
+        "The loss from the first solution (α = 0) to the second (α = 1) and beyond: a hill between the "
+        "markers is a barrier, a flat floor means one connected valley."
     )
     return Chart("interpolation", "Straight lines between solutions", caption, [panel])
-
-
-def _array(run: Run, dotted: str) -> np.ndarray:
-    """A record's array, empty where there is none."""
-    value: Any = run.get(dotted)
-    return np.asarray(() if value is None else value, dtype=float)
 
 
 def _column(rows: Iterable[dict[str, Any]], key: str) -> np.ndarray:
     return np.array([np.nan if row.get(key) is None else row[key] for row in rows], dtype=float)
 
 
-def _spans_decades(values: np.ndarray) -> bool:
-    """Whether positive values differ so much that only a log axis shows them all."""
-    finite = values[np.isfinite(values)]
-    return bool(finite.size and finite.min() > 0 and finite.max() / finite.min() > LOG_FROM)
-
-
-def _is_area(losses: np.ndarray) -> bool:
-    """Whether at least one cell of the grid has all its four corners: less cannot be drawn."""
-    known = ~np.isnan(losses)
-    return bool(np.isfinite(losses).any() and (known[1:, 1:] & known[:-1, 1:] & known[1:, :-1] & known[:-1, :-1]).any())
-
-
 def _dodged(runs: Sequence[Run], dotted: str) -> list[tuple[Run, float]]:
-    """The runs that have the array, each with a small shift in x, so that error bars do not cover each other."""
-    having = [run for run in runs if _array(run, dotted).size]
+    """The runs that have the array, each with a small shift in x, so that bars do not cover each other."""
+    having = [run for run in runs if run.array(dotted).size]
     step = min(0.12, 0.5 / max(len(having), 1))
     return [(run, step * (index - (len(having) - 1) / 2)) for index, run in enumerate(having)]
-
-
-def _slugs(names: Sequence[str]) -> dict[str, str]:
-    """A file name for each run: plain characters only, and no two alike."""
-    plain = {name: re.sub(r"[^A-Za-z0-9._-]+", "-", name) for name in names}
-    taken = list(plain.values())
-    return {name: slug if taken.count(slug) == 1 else f"{slug}-{names.index(name)}" for name, slug in plain.items()}

@@ -1,4 +1,4 @@
-"""Charts -> interactive plotly figures. Colours of paper, text and grid are the page's business: it has two themes."""
+"""Charts -> interactive plotly figures. Paper, text and grid are coloured by the page, in two themes."""
 
 import html
 from typing import Any
@@ -7,7 +7,18 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from losslab.report.chart import Chart, Contour, Landscape, Line, Panel, Points, Series, Surface
+from losslab.report.chart import (
+    Chart,
+    Contour,
+    Landscape,
+    Line,
+    Panel,
+    Points,
+    Series,
+    Surface,
+    log_ticks,
+    tick_label,
+)
 
 PANEL_HEIGHT = 380
 LANDSCAPE_HEIGHT = 460
@@ -22,7 +33,7 @@ def figure(chart: Chart) -> go.Figure:
         cols=columns,
         specs=_specs(chart),
         subplot_titles=[_text(panel.title) for panel in chart.panels],
-        horizontal_spacing=0.1 / columns if columns > 1 else 0,
+        horizontal_spacing=0.24 / columns if columns > 1 else 0,
         vertical_spacing=0.25 / rows,
     )
     named: set[str] = set()
@@ -30,9 +41,9 @@ def figure(chart: Chart) -> go.Figure:
         place = {"row": index // columns + 1, "col": index % columns + 1}
         for series in panel.series:
             for trace in _traces(series, panel):
-                if trace.showlegend and trace.name in named:  # one entry for a run, whatever the number of panels
+                if trace.showlegend and trace.name in named:  # one entry for a run in all panels
                     trace.showlegend = False
-                named.add(trace.name)
+                named |= {trace.name} if trace.showlegend else set()
                 figure.add_trace(trace, **place)
         if chart.is_solid:
             _solid_axes(figure, panel, panel.series[0])
@@ -63,8 +74,9 @@ def _traces(series: Series, panel: Panel) -> list[Any]:
 def _line(line: Line) -> go.Scatter:
     style = {"color": line.colour, "width": 2, "dash": "dash" if line.dashed else "solid"}
     name = _text(line.name)
+    mode = "lines" if len(line.x) > 1 else "markers"
     return go.Scatter(
-        x=line.x, y=line.y, mode="lines", name=name, legendgroup=name, showlegend=line.legend, line=style
+        x=line.x, y=line.y, mode=mode, name=name, legendgroup=name, showlegend=line.legend, line=style
     )
 
 
@@ -95,7 +107,7 @@ def _points(points: Points) -> go.Scatter:
     return go.Scatter(
         x=points.x,
         y=points.y,
-        error_y=None if points.error is None else {"array": points.error, "thickness": 1.5, "width": 4},
+        error_y=None if points.error is None else {"array": points.error, "thickness": 1.5, "width": 0},
         mode="lines+markers" if points.joined else "markers",
         name=name,
         legendgroup=name,
@@ -107,14 +119,14 @@ def _points(points: Points) -> go.Scatter:
 
 def _surface(surface: Surface) -> go.Surface:
     levels = surface.levels()
-    lines = {"show": True, "start": levels[0], "end": levels[-1], "size": levels[1] - levels[0], "color": "white"}
+    lines = {"show": True, "start": levels[0], "end": levels[-1], "size": levels[1] - levels[0]}
     return go.Surface(
         **_colours(surface),
         z=surface.heights(),
-        contours_z=lines | {"width": 1, "project": {"z": True}, "usecolormap": False},
+        contours_z=lines | {"width": 1, "color": "#9A9A9A", "project": {"z": True}, "usecolormap": False},
         showlegend=False,
         name="loss",
-        hovertemplate="α %{x:.3g}<br>β %{y:.3g}<br>loss %{text}<extra></extra>",
+        hoverinfo="text",  # a template would take the text of the transposed place
         text=_hover(surface),
     )
 
@@ -131,7 +143,7 @@ def _contour(contour: Contour) -> go.Contour:
         connectgaps=False,
         showlegend=False,
         name="loss",
-        hovertemplate="α %{x:.3g}<br>β %{y:.3g}<br>loss %{text}<extra></extra>",
+        hoverinfo="text",
         text=_hover(contour),
     )
 
@@ -145,9 +157,14 @@ def _colours(landscape: Landscape) -> dict[str, Any]:
     return scale | ({"cmin": levels[0], "cmax": levels[-1]} if isinstance(landscape, Surface) else {})
 
 
-def _hover(landscape: Landscape) -> list[list[str]]:
+def _hover(landscape: Landscape) -> np.ndarray:
     """The losses themselves, also where they are drawn clipped or on a log axis."""
-    return [[f"{loss:.4g}" for loss in row] for row in landscape.z]
+    return np.array(
+        [
+            [f"α {x:.3g}<br>β {y:.3g}<br>loss {loss:.4g}" for x, loss in zip(landscape.x, row, strict=True)]
+            for y, row in zip(landscape.y, landscape.z, strict=True)
+        ]
+    )
 
 
 def _origin() -> go.Scatter:
@@ -156,15 +173,17 @@ def _origin() -> go.Scatter:
 
 
 def _axes(figure: go.Figure, panel: Panel, place: dict[str, int]) -> None:
-    figure.update_xaxes(title={"text": _text(panel.x_label), "standoff": 8}, **place)
-    figure.update_yaxes(title={"text": _text(panel.y_label), "standoff": 6}, **place)
+    for update, label in ((figure.update_xaxes, panel.x_label), (figure.update_yaxes, panel.y_label)):
+        title = {"text": _text(label), "standoff": 8, "font": {"size": 13}}
+        update(title=title, tickfont={"size": 12}, **place)
     if panel.x_step is not None:
         figure.update_xaxes(dtick=panel.x_step, tick0=0, **place)
-    if panel.log_y:
-        figure.update_yaxes(type="log", exponentformat="power", dtick=_decades(panel), **place)
-    if panel.y_range is not None:
-        ends = np.log10(panel.y_range) if panel.log_y else np.array(panel.y_range)
-        figure.update_yaxes(range=ends.tolist(), **place)
+    if any(isinstance(series, Points) and series.x.dtype.kind == "U" for series in panel.series):
+        figure.update_xaxes(range=[-0.3, 1.3], **place)
+    if panel.log_y and (ends := panel.log_range()) is not None:
+        ticks = log_ticks(*ends)
+        figure.update_yaxes(type="log", range=np.log10(ends).tolist(), **place)
+        figure.update_yaxes(tickvals=ticks, ticktext=[tick_label(tick) for tick in ticks], **place)
     if any(isinstance(series, Landscape) for series in panel.series):
         figure.update_xaxes(constrain="domain", **place)
         figure.update_yaxes(scaleanchor="x", constrain="domain", **place)
@@ -172,22 +191,17 @@ def _axes(figure: go.Figure, panel: Panel, place: dict[str, int]) -> None:
         figure.add_vline(x=guide, line={"width": 1, "dash": "dot", "color": "#8C8C8C"}, **place)
 
 
-def _decades(panel: Panel) -> int | str:
-    """Ticks at each power of ten where there are enough of them, else at 1, 2 and 5 as well."""
-    values = np.concatenate([series.y for series in panel.series])
-    values = values[np.isfinite(values) & (values > 0)]
-    decades = np.log10(values.max() / values.min()) if values.size else 0
-    return "D2" if decades < 2 else int(max(1, decades // 8))
-
-
 def _solid_axes(figure: go.Figure, panel: Panel, landscape: Series) -> None:
     assert isinstance(landscape, Surface)
     places, labels = landscape.ticks()
+    levels = landscape.levels()
+    ends = [landscape.x, landscape.y, levels]
+    x_range, y_range, z_range = ([float(values[0]), float(values[-1])] for values in ends)
     figure.update_scenes(
-        xaxis_title=panel.x_label.rpartition(" ")[2],
-        yaxis_title=panel.y_label.rpartition(" ")[2],
-        zaxis={"title": "loss", "tickvals": places, "ticktext": labels},
-        camera={"eye": {"x": 1.35, "y": -1.45, "z": 0.95}, "center": {"x": 0, "y": 0, "z": -0.15}},
+        xaxis={"title": panel.x_label.rpartition(" ")[2], "range": x_range},
+        yaxis={"title": panel.y_label.rpartition(" ")[2], "range": y_range},
+        zaxis={"title": "", "tickvals": places, "ticktext": labels, "range": z_range},
+        camera={"eye": {"x": 1.45, "y": -1.6, "z": 1.0}, "center": {"x": 0, "y": 0, "z": -0.15}},
         aspectratio={"x": 1, "y": 1, "z": 0.75},
     )
 

@@ -132,11 +132,11 @@ class Search:
         extra = max(krylov.capacity // 2 // len(self.keys) - self.k, 1)
         krylov.restart(np.sort(self.selection(values, extra)[: krylov.capacity - 2]), values, vectors)
 
-    def result(self, status: Status, vectors: bool, seed: int | None) -> Eigenpairs:
-        """The wanted pairs as they are now."""
+    def result(self, status: Status, vectors: bool, seed: int | None, *, wanted_only: bool = True) -> Eigenpairs:
+        """The wanted pairs (or all Ritz pairs, ascending) as they are now."""
         krylov = self.krylov
         values, residuals, columns = krylov.ritz()
-        chosen = self.selection(values)
+        chosen = self.selection(values) if wanted_only else np.arange(len(values))
         rounding = np.finfo(columns.dtype).eps if krylov.basis.dtype == torch.float64 else torch.finfo(torch.float32).eps
         rounding *= np.abs(values).max(initial=0.0)
         return Eigenpairs(

@@ -1,4 +1,4 @@
-"""Checkpoints: weights as safetensors, state as JSON; each file whole or not at all, the weights' hash checked."""
+"""Checkpoints: weights as safetensors, state as JSON, each file whole or not at all; damage is noticed."""
 
 import hashlib
 import json
@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from losslab.records import decode
-from losslab.studies.record import RunFolder, write_atomically, write_json
+from losslab.records import decode, write_atomically
+from losslab.studies.record import RunFolder, write_json
 
 
 def save(folder: RunFolder, name: str, model: nn.Module, state: dict[str, Any]) -> None:
@@ -25,7 +25,7 @@ def save(folder: RunFolder, name: str, model: nn.Module, state: dict[str, Any]) 
     """
     weights, description = _paths(folder, name)
     weights.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as temporary:  # save_model, which knows about tied weights, wants a path
+    with tempfile.TemporaryDirectory() as temporary:  # save_model knows tied weights, but wants a path
         scratch = Path(temporary) / weights.name
         save_model(model, str(scratch))
         content = scratch.read_bytes()
@@ -52,7 +52,7 @@ def load(folder: RunFolder, name: str, model: nn.Module) -> dict[str, Any]:
         raise ValueError(f"{description}: damaged: expected JSON with the weights' sha256") from None
     found = hashlib.sha256(weights.read_bytes()).hexdigest()
     if found != expected:
-        raise ValueError(f"{weights}: damaged: expected sha256 {expected[:12]}…, got {found[:12]}…; train again")
+        raise ValueError(f"{weights}: damaged: its sha256 differs from {description.name}'s; train again")
     try:
         load_model(model, str(weights))
     except (RuntimeError, SafetensorError) as error:

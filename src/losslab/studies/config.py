@@ -4,20 +4,16 @@ Needs no torch, so that a wrong configuration is refused at once.
 """
 
 import difflib
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from losslab.studies.config_file import ConfigError, assign, read_mapping, shown
+
 Positive = Annotated[int, Field(ge=1)]
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used. The message has one line for each problem."""
 
 
 class _Section(BaseModel):
@@ -136,9 +132,9 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
         ConfigError: With one line for each problem: where, what was expected, what came.
     """
-    values = _read_mapping(Path(path))
+    values = read_mapping(Path(path))
     for assignment in overrides:
-        _assign(values, assignment)
+        assign(values, assignment)
     return make_config(values, source=str(path))
 
 
@@ -155,67 +151,6 @@ def make_config(values: Mapping[str, Any], *, source: str = "configuration") -> 
         raise ConfigError("\n".join(lines)) from None
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: PyYAML reads 5e-4, which lacks a point, as a string."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"[-+]?(?:\d+\.\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|Inf|INF))$"
-        r"|\.(?:nan|NaN|NAN)$"
-    ),
-    list("-+0123456789."),
-)
-
-
-_SHAPE = "expected a mapping such as 'optimizer: {lr: 0.1}'"
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; expected a configuration in YAML or JSON") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as text: {error}") from None
-    values = _parse(text, str(path))  # JSON is YAML
-    if values is None:
-        raise ConfigError(f"{path}: the file is empty; {_SHAPE}")
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: {_SHAPE}, got {_shown(values)}")
-    return values
-
-
-def _parse(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        what = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError(f"{source}: not readable as YAML{where}: {what}") from None
-
-
-def _assign(values: dict[str, Any], assignment: str) -> None:
-    """Carry out "a.b=c" on the nested mapping."""
-    dotted, equals, text = assignment.partition("=")
-    *sections, name = (part.strip() for part in dotted.split("."))
-    if not equals or not all((*sections, name)):
-        raise ConfigError(f"--set {assignment}: expected SECTION.KEY=VALUE, such as optimizer.lr=0.01")
-    for section in sections:
-        if values.get(section) is None:
-            values[section] = {}
-        values = values[section]
-        if not isinstance(values, dict):
-            raise ConfigError(f"--set {assignment}: {section!r} is not a section")
-    values[name] = _parse(text, f"--set {assignment}")
-
-
 def _explain(problem: ErrorDetails) -> str:
     """One of pydantic's errors as `path: expected ..., got ...`."""
     location = problem["loc"]
@@ -230,13 +165,13 @@ def _explain(problem: ErrorDetails) -> str:
     expected = _described(_schema_at(location))
     if problem["type"] == "finite_number":
         expected = expected.replace("a number", "a finite number")
-    return f"{_dotted(location)}: expected {expected}, got {_shown(problem['input'])}"
+    return f"{_dotted(location)}: expected {expected}, got {shown(problem['input'])}"
 
 
 def suggestion(unknown: str, known: Iterable[str]) -> str:
     """What to write in place of an unknown name: the nearest one, or all there are."""
     known = list(known)
-    near = difflib.get_close_matches(unknown, known, n=1)
+    near = difflib.get_close_matches(unknown, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
 
 
@@ -277,9 +212,3 @@ _NOUNS = {
 
 def _dotted(location: Iterable[int | str]) -> str:
     return ".".join(str(part) for part in location)
-
-
-def _shown(value: Any) -> str:
-    """A value for an error line: short whatever it is."""
-    shown = "null" if value is None else repr(value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."

@@ -1,7 +1,9 @@
-"""The data sets, as tensors in memory in three fixed splits. To add one: a function and a row in `DATASETS`."""
+"""The data sets, in memory, in three fixed splits. To add one: a function and a row in `DATASETS`."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from sklearn.datasets import load_digits
@@ -25,7 +27,7 @@ class Split:
         return len(self.targets)
 
     def head(self, examples: int) -> "Split":
-        """The first `examples` of the split, or all where it has fewer. Splits lie in a random order already."""
+        """The first `examples` of the split, or all if it has fewer; splits are in random order already."""
         return Split(self.inputs[:examples], self.targets[:examples])
 
     def to(self, device: torch.device | str) -> "Split":
@@ -35,7 +37,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits: `train` fits weights, `validation` chooses settings, `test` is looked at once, at the end."""
+    """Three splits: `train` fits weights, `validation` chooses settings, `test` is looked at once, last."""
 
     train: Split
     validation: Split
@@ -60,8 +62,8 @@ class Batches:
     Attributes:
         split: The examples.
         batch_size: How many in a batch.
-        shuffle: None keeps the order, so that every pass is the same. A generator on the CPU gives each pass a
-            new order.
+        shuffle: None keeps the order, so that every pass is the same. A generator, on the CPU, gives each
+            pass a new order.
     """
 
     split: Split
@@ -69,7 +71,7 @@ class Batches:
     shuffle: torch.Generator | None = None
 
     def __len__(self) -> int:
-        return -(-len(self.split) // self.batch_size)
+        return math.ceil(len(self.split) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         inputs, targets = self.split.inputs, self.split.targets
@@ -86,24 +88,26 @@ def load_dataset(config: DatasetConfig) -> Dataset:
         ValueError: If `DATASETS` has no such row.
     """
     if config.name not in DATASETS:
-        raise ValueError(f"dataset.name: unknown data set {config.name!r}, {suggestion(config.name, DATASETS)}")
+        advice = suggestion(config.name, DATASETS)
+        raise ValueError(f"dataset.name: unknown data set {config.name!r}, {advice}")
     return DATASETS[config.name](config)
 
 
 def digits(config: DatasetConfig) -> Dataset:
-    """1,797 scanned digits of 8×8 pixels that scikit-learn ships; inputs (N, 1, 8, 8), 60/20/20, stratified.
+    """1,797 handwritten digits of 8×8 pixels that scikit-learn ships: inputs (N, 1, 8, 8), split 60/20/20.
 
     Source: E. Alpaydin, C. Kaynak, "Optical recognition of handwritten digits", UCI repository, 1998.
     """
     del config
     images, labels = load_digits(return_X_y=True)
-    train, rest = train_test_split(range(len(labels)), train_size=0.6, stratify=labels, random_state=_SPLIT_SEED)
-    validation, test = train_test_split(rest, train_size=0.5, stratify=labels[rest], random_state=_SPLIT_SEED)
+    divide = partial(train_test_split, random_state=_SPLIT_SEED)
+    train, rest = divide(range(len(labels)), train_size=0.6, stratify=labels)
+    validation, test = divide(rest, train_size=0.5, stratify=labels[rest])
     inputs = torch.tensor(images, dtype=torch.float32).reshape(-1, 1, 8, 8)
     inputs = (inputs - inputs[train].mean()) / inputs[train].std()
     targets = torch.tensor(labels, dtype=torch.int64)
-    splits = [Split(inputs[indices], targets[indices]) for indices in (train, validation, test)]
-    return Dataset(*splits, num_classes=10)
+    splits = {"train": train, "validation": validation, "test": test}
+    return Dataset(**{name: Split(inputs[i], targets[i]) for name, i in splits.items()}, num_classes=10)
 
 
 DATASETS: dict[str, Callable[[DatasetConfig], Dataset]] = {"digits": digits}

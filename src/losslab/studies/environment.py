@@ -40,7 +40,7 @@ def _processor() -> str:
 
 
 def _git_commit() -> str | None:
-    """The commit checked out in the working directory, "-dirty" with changes on top; None where there is none."""
+    """The working directory's commit, "-dirty" with changes on top; None where there is none."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -11,7 +12,7 @@ from losslab.studies.config import ModelConfig, suggestion
 class SimpleCNN(nn.Module):
     """Three 3×3 convolutions, a global average, two linear layers; for images of any size and channel count.
 
-    w channels, halved size; w channels, halved size; 2w channels, averaged over the image; 8w units; classes.
+    w channels, halved size; w channels, halved size; 2w channels, averaged over the image; 8w units; logits.
     With width w = 64, three channels and ten classes: 183,754 parameters.
 
     Args:
@@ -21,7 +22,9 @@ class SimpleCNN(nn.Module):
         batch_norm: Whether batch normalisation follows each convolution.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, *, width: int = 64, batch_norm: bool = False) -> None:
+    def __init__(
+        self, in_channels: int, num_classes: int, *, width: int = 64, batch_norm: bool = False
+    ) -> None:
         super().__init__()
         # Rounding sizes up lets the pooling work down to images of one pixel; even sizes are halved as ever.
         self.features = nn.Sequential(
@@ -31,7 +34,9 @@ class SimpleCNN(nn.Module):
             nn.MaxPool2d(2, ceil_mode=True),
             *_convolution(width, 2 * width, batch_norm),
         )
-        self.head = nn.Sequential(nn.Linear(2 * width, 8 * width), nn.ReLU(), nn.Linear(8 * width, num_classes))
+        self.head = nn.Sequential(
+            nn.Linear(2 * width, 8 * width), nn.ReLU(), nn.Linear(8 * width, num_classes)
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, num_classes)."""
@@ -39,7 +44,7 @@ class SimpleCNN(nn.Module):
 
 
 def build_model(config: ModelConfig, input_shape: Sequence[int], num_classes: int) -> nn.Module:
-    """The network that a configuration names, with random weights from torch's global generator: seed it first.
+    """The network that a configuration names; its weights come from torch's global generator: seed it first.
 
     Args:
         config: Which network, how large.
@@ -57,7 +62,8 @@ def build_model(config: ModelConfig, input_shape: Sequence[int], num_classes: in
 def simple_cnn(config: ModelConfig, input_shape: Sequence[int], num_classes: int) -> nn.Module:
     """A `SimpleCNN` for images of this shape."""
     if len(input_shape) != 3:
-        raise ValueError(f"simple_cnn takes images (channels, height, width), got {tuple(input_shape)}; try mlp")
+        shape = tuple(input_shape)
+        raise ValueError(f"model.name: simple_cnn takes (channels, height, width), got {shape}; use mlp")
     return SimpleCNN(input_shape[0], num_classes, width=config.width, batch_norm=config.batch_norm)
 
 
@@ -66,15 +72,14 @@ def mlp(config: ModelConfig, input_shape: Sequence[int], num_classes: int) -> nn
     if config.batch_norm:
         raise ValueError("model.batch_norm: mlp has none, expected false, got true")
     sizes = [math.prod(input_shape), *[config.width] * config.hidden]
-    layers = [
-        layer
-        for fan_in, units in zip(sizes, sizes[1:], strict=False)
-        for layer in (nn.Linear(fan_in, units), nn.ReLU())
-    ]
+    layers = [layer for fan_in, units in pairwise(sizes) for layer in (nn.Linear(fan_in, units), nn.ReLU())]
     return nn.Sequential(nn.Flatten(), *layers, nn.Linear(sizes[-1], num_classes))
 
 
-MODELS: dict[str, Callable[[ModelConfig, Sequence[int], int], nn.Module]] = {"simple_cnn": simple_cnn, "mlp": mlp}
+MODELS: dict[str, Callable[[ModelConfig, Sequence[int], int], nn.Module]] = {
+    "simple_cnn": simple_cnn,
+    "mlp": mlp,
+}
 
 
 def _convolution(in_channels: int, out_channels: int, batch_norm: bool) -> list[nn.Module]:

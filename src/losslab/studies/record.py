@@ -9,7 +9,6 @@ whole or not at all.
 
 import io
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from losslab.records import decode, encode
+from losslab.records import decode, encode, write_atomically
 
 # What `create(overwrite=True)` may delete: what a run leaves behind, and nothing else.
 _LEFT_BY_A_RUN = (
@@ -226,21 +225,6 @@ def run_folders(study: str | Path) -> dict[str, RunFolder]:
         reason = "no run folder in it" if path.is_dir() else "no such folder"
         raise FileNotFoundError(f"{study}: {reason}; expected a study folder: one that holds run folders")
     return found
-
-
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """Put `content` at `path` whole or not at all: a temporary file beside it, fsync, rename."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_json(path: str | Path, values: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +17,15 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import Optimizer
 
 from losslab.status import Progress
 from losslab.studies import checkpoint
-from losslab.studies.config import OptimizerConfig, RunConfig, ScheduleConfig, make_config
+from losslab.studies.config import RunConfig, make_config
 from losslab.studies.data import Batches, Dataset, load_dataset
 from losslab.studies.environment import environment
 from losslab.studies.models import build_model
+from losslab.studies.optimizers import build_optimizer, rate_factor
 from losslab.studies.record import RunFolder, Sink
 
 
@@ -33,10 +34,10 @@ def train(
 ) -> RunFolder:
     """Train as configured and leave everything in `folder`.
 
-    An epoch's row holds the mean training loss and accuracy *while* the weights moved and those on the validation
-    split *after* it; `seconds` counts training only. Checkpoints: "last", and "best" by validation accuracy. The
-    test split is evaluated once, with the last weights. When the training loss is not finite, training ends and
-    the final row says `"diverged": true`. Ctrl-C writes the checkpoint of now and is passed on.
+    An epoch's row holds the mean training loss and accuracy *while* the weights moved and those on the
+    validation split *after* it; `seconds` counts training only. Checkpoints: "last", and "best" by validation
+    accuracy. The test split is evaluated once, with the last weights. When the training loss is not finite,
+    training ends and the final row says `"diverged": true`. Ctrl-C writes the checkpoint of now and goes on.
 
     Args:
         config: What to train, on what, how.
@@ -128,7 +129,9 @@ def load_run(path: str | Path, which: str = "last") -> LoadedRun:
     folder = RunFolder.open(path)
     config = make_config(folder.config, source=str(folder.path / "config.json"))
     dataset = load_dataset(config.dataset)
-    with _seeded(config.seed, torch.device("cpu")):  # the weights are overwritten, the global generator is not
+    with _seeded(
+        config.seed, torch.device("cpu")
+    ):  # the weights are overwritten, the global generator is not
         model = build_model(config.model, dataset.input_shape, dataset.num_classes).eval()
     state = checkpoint.load(folder, which, model)
     return LoadedRun(config=config, model=model, dataset=dataset, folder=folder, step=state["step"])
@@ -139,45 +142,6 @@ def probe_batches(run: LoadedRun) -> Batches:
     probes = run.config.probes
     split = getattr(run.dataset, probes.split)
     return Batches(split.head(probes.examples), probes.batch_size)
-
-
-def build_optimizer(config: OptimizerConfig, params: Iterable[nn.Parameter]) -> Optimizer:
-    """The optimizer that a configuration names."""
-    return OPTIMIZERS[config.name](config, params)
-
-
-def _sgd(config: OptimizerConfig, params: Iterable[nn.Parameter]) -> Optimizer:
-    return SGD(
-        params,
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-    )
-
-
-def _adam(config: OptimizerConfig, params: Iterable[nn.Parameter]) -> Optimizer:
-    return Adam(params, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
-
-
-def _adamw(config: OptimizerConfig, params: Iterable[nn.Parameter]) -> Optimizer:
-    return AdamW(params, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
-
-
-OPTIMIZERS: dict[str, Callable[[OptimizerConfig, Iterable[nn.Parameter]], Optimizer]] = {
-    "sgd": _sgd,
-    "adam": _adam,
-    "adamw": _adamw,
-}
-
-
-def rate_factor(schedule: ScheduleConfig, step: int, total: int) -> float:
-    """What the learning rate is multiplied by in step number `step`, counted from 0, of `total`."""
-    if step < schedule.warmup_steps:
-        return (step + 1) / schedule.warmup_steps
-    if schedule.name == "constant":
-        return 1.0
-    return 0.5 + 0.5 * math.cos(math.pi * (step - schedule.warmup_steps) / (total - schedule.warmup_steps))
 
 
 @dataclass(frozen=True)
@@ -215,8 +179,9 @@ def _steps(
                 optimizer.zero_grad()
                 fabric.backward(loss)
                 if config.training.clip_norm is not None:
-                    clip = {"max_norm": config.training.clip_norm, "error_if_nonfinite": False}
-                    fabric.clip_gradients(model, optimizer, **clip)
+                    fabric.clip_gradients(
+                        model, optimizer, max_norm=config.training.clip_norm, error_if_nonfinite=False
+                    )
                 optimizer.step()
                 number += 1
             last = number == total or not finite
@@ -293,13 +258,13 @@ def _fabric(config: RunConfig) -> Fabric:
     finally:
         logger.setLevel(level)
     if config.training.precision == "16-mixed" and fabric.device.type == "cpu":
-        raise ValueError("training.precision: 16-mixed needs an accelerator; use bf16-mixed or 32-true on a CPU")
+        raise ValueError("training.precision: 16-mixed needs an accelerator; use bf16-mixed on a CPU")
     return fabric
 
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the global generators inside, as they were outside. `torch.manual_seed` would reach all devices."""
+    """Seed the global generators inside; torch.manual_seed would reach every device's."""
     gpus = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus):
         torch.default_generator.manual_seed(seed)

@@ -1,0 +1,46 @@
+"""Markdown tables that say on which machine, and with which versions, they were made."""
+
+import os
+import statistics
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+
+import psutil
+import torch
+
+from losslab.studies.environment import environment
+
+
+def machine(packages: Iterable[str]) -> list[str]:
+    """Machine, system, versions and date, as the lines of a list."""
+    here = environment(seed=0, device=torch.device("cpu"))
+    gib = psutil.virtual_memory().total / 2**30
+    load = f", load average {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
+    return [
+        f"- machine: {here['processor']}, {here['cpu_count']} cores, {here['threads']} threads,"
+        f" {gib:.0f} GiB{load}",
+        f"- system: {here['platform']}, Python {here['python']}",
+        f"- packages: {', '.join(f'{name} {installed(name)}' for name in packages)}",
+        f"- date: {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC, losslab at commit {here['git_commit']}",
+    ]
+
+
+def installed(package: str) -> str:
+    """A package's version."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Median (smallest–largest), or the value alone where all look the same."""
+    low, middle, high = (format(f(values), form) for f in (min, statistics.median, max))
+    return middle if low == high else f"{middle} ({low}–{high})"
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table; all columns but the first are aligned right."""
+    rule = [":--"] + ["--:"] * (len(header) - 1)
+    return ["| " + " | ".join(row) + " |" for row in (header, rule, *rows)]

@@ -1,0 +1,190 @@
+"""The command line: parses, calls, prints. Nothing is computed here."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from losslab._version import __version__
+from losslab.memory import keep_freed_memory
+from losslab.probes import PROBES
+from losslab.report import contents, page, table
+from losslab.studies.config import load_config
+from losslab.studies.config_file import assign
+from losslab.studies.data import DATASETS
+from losslab.studies.demo import QUICK, DemoSettings
+from losslab.studies.demo import demo as run_demo
+from losslab.studies.models import MODELS
+from losslab.studies.probing import find_probe, measure
+from losslab.studies.record import RunFolder
+from losslab.studies.shipped import find_config, shipped_configs
+from losslab.studies.train import load_run
+from losslab.studies.train import train as run_training
+
+INTERRUPTED = 130  # what a shell expects after Ctrl-C
+
+app = typer.Typer(
+    help="Measure the geometry of a neural network's loss.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+console = Console()
+errors = Console(stderr=True)
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
+Changes = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: a.b=c. May be repeated.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=lambda on: _print_version(on))
+    ] = False,
+) -> None:
+    """Measure the geometry of a neural network's loss."""
+    # The program's own process: nothing else shares it, so its memory may stay (see memory.keep_freed_memory).
+    keep_freed_memory()
+
+
+@app.command()
+def demo(
+    quick: Annotated[bool, typer.Option("--quick", help="Smaller settings: half a minute.")] = False,
+    output: Output = Path("runs/demo"),
+    quiet: Quiet = False,
+) -> None:
+    """Train three optimizers on real digits, probe their solutions, and write a report."""
+    with _progress(quiet) as tick:
+        try:
+            run_demo(output, QUICK if quick else DemoSettings(), progress=tick)
+        except KeyboardInterrupt:
+            console.print("stopped: the report shows what was measured by then")
+            if RunFolder(output).path.is_dir() and any(RunFolder(child).is_run() for child in output.iterdir()):
+                _finish(output)
+            raise
+    _finish(output)
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(help="A YAML or JSON file, or the name of a shipped configuration.")],
+    changes: Changes = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder; default runs/<name>.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train one configuration into a run folder."""
+    settings = load_config(find_config(config), changes or ())
+    folder = RunFolder.create(output or Path("runs") / settings.name)
+    with _progress(quiet) as tick:
+        run_training(settings, folder, progress=tick)
+    final = folder.metrics()[-1]
+    console.print(f"{folder.path}: test accuracy {final['test_accuracy']:.1%}, test loss {final['test_loss']:.4g}")
+
+
+@app.command()
+def probe(
+    name: Annotated[str, typer.Argument(help="Which probe; see `losslab list`.")],
+    run: Annotated[Path, typer.Option("--run", help="Run folder of the solution.")],
+    to: Annotated[Path | None, typer.Option("--to", help="Run folder of the second solution, for probes of two.")] = None,
+    checkpoint: Annotated[str, typer.Option("--checkpoint", help="last or best")] = "last",
+    settings: Changes = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure one thing at a run's solution and keep it in the run folder."""
+    row = find_probe(name)
+    chosen: dict[str, Any] = {}
+    for change in settings or ():
+        assign(chosen, change)
+    other = load_run(to, checkpoint) if to is not None else None
+    with _progress(quiet) as tick:
+        result = measure(row, load_run(run, checkpoint), other, settings=chosen, progress=tick)
+    values, _ = result.to_record()
+    grid = Table("value", name, title=row.question, title_justify="left")
+    for key, value in _flat(values):
+        grid.add_row(key, f"{value:.6g}" if isinstance(value, float) else str(value))
+    console.print(grid)
+    if not result.status.ok:
+        console.print(f"[yellow]{result.status}[/yellow]: {result.status.message}")
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A run folder, or a study folder that holds several.")]) -> None:
+    """Make the page and the pictures of a run or a study, from its files alone."""
+    _finish(folder)
+
+
+@app.command("list")
+def list_names() -> None:
+    """Name the probes, models, data sets and shipped configurations."""
+    grid = Table("kind", "name", "what")
+    for row in PROBES.values():
+        grid.add_row("probe", row.name, row.question)
+    for kind, names in (("model", MODELS), ("data set", DATASETS)):
+        for name, function in names.items():
+            grid.add_row(kind, name, (function.__doc__ or "").strip().splitlines()[0])
+    for name, path in shipped_configs().items():
+        grid.add_row("configuration", name, path.read_text(encoding="utf-8").splitlines()[0].lstrip("# "))
+    console.print(grid)
+
+
+def main() -> None:
+    """The entry point: an error of the user's is one line and exit code 2; `--debug` shows where it came from."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        if "--debug" in sys.argv:
+            raise
+        errors.print(f"losslab: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2)
+
+
+def _finish(folder: Path) -> None:
+    path = page.build(folder)
+    _summary(folder)
+    console.print(f"report: {path}", soft_wrap=True)
+
+
+def _summary(folder: Path) -> None:
+    """The report's table on the terminal: a column a run, so that it fits."""
+    found = contents.read(folder)
+    grid = Table("", *(run.name for run in found.runs))
+    for column in table.COLUMNS:
+        cells = [column.cell(run) for run in found.runs]
+        if any(cell.text != table.ABSENT for cell in cells):
+            grid.add_row(column.title, *(f"[yellow]{cell.text} ?[/yellow]" if cell.suspect else cell.text for cell in cells))
+    for pair in found.pairs:
+        grid.add_row(f"barrier {pair.first} – {pair.second}", table.number(pair.record.get("barrier")))
+    console.print(grid)
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[float, float, str], None] | None]:
+    """A bar with the time left on a terminal; nothing where output is piped."""
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    columns = (BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda done, total, note: bar.update(task, completed=done, total=total or 1.0, description=note)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _print_version(on: bool) -> None:
+    if on:
+        console.print(f"losslab {__version__}")
+        raise typer.Exit

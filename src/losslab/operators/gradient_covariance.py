@@ -1,0 +1,134 @@
+"""GradientCovariance: products with the covariance of the per-example gradients, never the matrix."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from losslab.operators import batches as kinds
+from losslab.operators.base import LinearOperator
+from losslab.operators.gradient_graph import explained, graph_bytes
+from losslab.operators.risk import EmpiricalRisk
+
+
+class GradientCovariance(LinearOperator):
+    """How do the examples' gradients scatter?  C = (1/N) Σᵢ gᵢgᵢᵀ − ḡḡᵀ,  gᵢ = ∇ℓᵢ(θ),  ḡ = ∇L(θ).
+
+    `centred=False` leaves ḡḡᵀ out: the empirical Fisher matrix. A product applies the Jacobian J of the N losses twice,
+    Cv = (1/N) Jᵀ(Jv) − ḡ(ḡᵀv): Jv by differentiating Jᵀu with respect to u, Jᵀ(Jv) by one backward pass; the per-example
+    gradients themselves are never held. C is fixed at the point where the model is when this is made.
+
+    Cost: about 2 g a product with the graphs kept (budget: the risk's `graph_memory`), 3–4 g where they are rebuilt.
+
+    Raises:
+        ValueError: The loss of a batch is not the mean (or sum) of its examples' losses, as with BatchNorm in train mode
+            or a contrastive loss.
+    """
+
+    def __init__(self, risk: EmpiricalRisk, *, centred: bool = True):
+        self.risk, self.centred = risk, centred
+        self.size, self.dtype, self.device = risk.space.size, risk.dtype, risk.device
+        self._theta = risk.space.vector()
+        self._mean = risk.gradient() if centred else None
+        self._kept: list[_Jacobian] = []
+        self._budget = risk.graph_budget()
+        self._keep_more, self._kept_all = self._budget > 0, False
+        with risk.evaluating(), torch.no_grad():
+            batch, count = next(iter(risk.read()))
+            _require_separable(risk, risk.leaves(self._theta), batch, count)
+
+    def _matmat(self, matrix: Tensor) -> Tensor:
+        rows = matrix.mT.contiguous()
+        out = torch.zeros_like(rows, dtype=self.risk.accumulation_dtype)
+        for jacobian in self._kept:
+            jacobian.add_products(rows, out)
+        if not self._kept_all:
+            self._stream(rows, out)
+        out /= self.risk.num_examples
+        if self._mean is not None:
+            mean = self._mean.to(out.dtype)
+            out -= (rows.to(out.dtype) @ mean).outer(mean)
+        return out.to(self.dtype).mT
+
+    def _stream(self, rows: Tensor, out: Tensor) -> None:
+        """Products of the batches without a kept graph; keeps theirs while the budget lasts."""
+        leaves, num_before = self.risk.leaves(self._theta), len(self._kept)
+        with self.risk.evaluating():
+            for index, (batch, count) in enumerate(self.risk.read()):
+                if index < num_before:
+                    continue
+                jacobian = _Jacobian(self.risk, leaves, batch, count)
+                jacobian.add_products(rows, out)
+                if self._keep_more:
+                    size = graph_bytes(jacobian.outputs, list(leaves.values()))
+                    self._keep_more = size <= self._budget
+                    if self._keep_more:
+                        self._budget -= size
+                        self._kept.append(jacobian)
+        self._kept_all = self._keep_more
+
+
+class _Jacobian:
+    """J, one row an example: the derivative of a batch's example losses with respect to the parameters."""
+
+    def __init__(self, risk: EmpiricalRisk, leaves: dict[str, Tensor], batch: Any, count: int):
+        self._space, self._leaves = risk.space, list(leaves.values())
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), explained(risk, leaves, batch):
+            self._losses = example_losses(risk, leaves, batch, count)
+            self._dual = torch.ones_like(self._losses, requires_grad=True)
+            grads = torch.autograd.grad(
+                self._losses, self._leaves, grad_outputs=self._dual, create_graph=True, allow_unused=True
+            )
+        self._used = [(i, g) for i, g in enumerate(grads) if g is not None]
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        """What keeps the graph alive."""
+        return [gradient for _, gradient in self._used]
+
+    def add_products(self, rows: Tensor, out: Tensor) -> None:
+        """out += JᵀJv for each row v."""
+        if not self._used:
+            return
+        for vector, total in zip(rows, out, strict=True):
+            views = self._space.views(vector)
+            directions = [views[i] for i, _ in self._used]
+            (along,) = torch.autograd.grad(self.outputs, self._dual, grad_outputs=directions, retain_graph=True)
+            grads = torch.autograd.grad(
+                self._losses, self._leaves, grad_outputs=along, retain_graph=True, allow_unused=True
+            )
+            for part, gradient in zip(self._space.views(total), grads, strict=True):
+                if gradient is not None:
+                    part += gradient
+
+
+def example_losses(risk: EmpiricalRisk, leaves: dict[str, Tensor], batch: Any, count: int) -> Tensor:
+    """ℓᵢ for each example of a batch, shape (count,), differentiable. Vectorised where the model allows it."""
+    tensors = kinds.tensors_of(batch)
+    per_example = [tensor.ndim > 0 and len(tensor) == count for tensor in tensors]
+
+    def loss_of(*pieces: Tensor) -> Tensor:
+        refilled = iter(p.unsqueeze(0) if split else p for p, split in zip(pieces, per_example, strict=True))
+        example = kinds.map_tensors(batch, lambda _: next(refilled))
+        return kinds.batch_loss(risk.loss_fn, risk.output(leaves, example), kinds.targets_of(example))
+
+    try:
+        in_dims = tuple(0 if split else None for split in per_example)
+        return vmap(loss_of, in_dims=in_dims, randomness="different")(*tensors)
+    except (RuntimeError, NotImplementedError, ValueError):  # control flow on data, or an operation without a vmap rule
+        rows = [[t[i] if split else t for t, split in zip(tensors, per_example, strict=True)] for i in range(count)]
+        return torch.stack([loss_of(*row) for row in rows])
+
+
+def _require_separable(risk: EmpiricalRisk, leaves: dict[str, Tensor], batch: Any, count: int) -> None:
+    whole = float(risk.batch_share(leaves, batch, count)) * risk.num_examples
+    parts = float(example_losses(risk, leaves, batch, count).double().sum())
+    tolerance = 1e-6 if risk.dtype == torch.float64 else (1e-3 if risk.dtype == torch.float32 else 5e-2)
+    if abs(whole - parts) > tolerance * max(abs(whole), abs(parts), 1e-12):
+        raise ValueError(
+            f"gradient covariance: expected the loss of a batch to be the mean of its examples' losses, got {whole / count:.6g} "
+            f"for the batch and {parts / count:.6g} for the examples one by one; use mode='eval' (BatchNorm), and a loss "
+            "that does not mix examples"
+        )

@@ -1,0 +1,171 @@
+"""The Hessian's spectrum from one shared Krylov run: both ends, density, trace, and what follows from them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from losslab.operators.base import LinearOperator
+from losslab.operators.hessian import Hessian
+from losslab.operators.risk import EmpiricalRisk
+from losslab.probes.base import ProbeResult
+from losslab.random import make_generator, rademacher
+from losslab.solvers.density import density_from, extend, quadrature
+from losslab.solvers.estimate import Density, Estimate
+from losslab.solvers.krylov import Krylov
+from losslab.solvers.lanczos import Search, run
+from losslab.solvers.trace import complete
+from losslab.status import Progress, Status, worst
+
+
+@dataclass(frozen=True)
+class SpectrumResult(ProbeResult):
+    """The curvature at a point.
+
+    Attributes:
+        top: (k,) the largest eigenvalues, descending, with error bounds `top_errors`.
+        smallest: (k,) the smallest (algebraically), ascending, with error bounds `smallest_errors`.
+        trace: tr H with its standard error.
+        density: Of all P eigenvalues, with its standard error over probes.
+        condition_number: |λ_max/λ_min|, of the largest and the smallest eigenvalue.
+        spectral_gap: λ₁ − λ₂.
+        num_negative: How many eigenvalues are certainly negative: Ritz values whose error interval lies below zero. A
+            lower bound.
+        negative_mass: The fraction of all eigenvalues that is negative, by the density (below −10⁻⁴ of the largest).
+        num_parameters: P.
+        num_examples: N.
+        matvecs: Products in all.
+    """
+
+    top: np.ndarray
+    top_errors: np.ndarray
+    smallest: np.ndarray
+    smallest_errors: np.ndarray
+    trace: Estimate
+    density: Density
+    condition_number: float
+    spectral_gap: float
+    num_negative: int
+    negative_mass: float
+    num_parameters: int
+    num_examples: int
+    matvecs: int
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class SpectrumOptions:
+    """How much to spend.
+
+    Attributes:
+        tol: Relative residual of the eigenvalues.
+        max_matvecs: Products for the eigenvalues at most; density and trace have their own.
+        num_nodes: Lanczos steps for the density, and at least for the shared run.
+        num_probes: Start vectors of the density; the shared run is the first.
+        trace_tol: Relative standard error of the trace to stop at.
+        trace_samples: Products for the trace at most.
+    """
+
+    tol: float = 1e-3
+    max_matvecs: int = 300
+    num_nodes: int = 40
+    num_probes: int = 3
+    trace_tol: float = 0.01
+    trace_samples: int = 32
+
+
+def spectrum(
+    risk: EmpiricalRisk,
+    k: int = 5,
+    *,
+    options: SpectrumOptions | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> SpectrumResult:
+    """How is the loss curved at this point?  The k largest and k smallest eigenvalues of the Hessian, density, trace.
+
+    One Lanczos run from a Rademacher vector gives the eigenvalues at both ends with their error bounds, the first sample of
+    the density, and the basis that the trace is deflated by; `num_probes − 1` further runs complete the density's error
+    band, and `trace_samples` single products the trace.
+
+    Args:
+        risk: Where.
+        k: Eigenvalues at each end.
+        options: Tolerances and budgets.
+        seed: Of all random vectors.
+        progress: Called after each product.
+
+    Returns:
+        SpectrumResult; `status` is that of its weakest part. Cost: `matvecs` products, about 150 by default.
+
+    Raises:
+        ValueError: k out of range.
+        RuntimeError: The model has no second derivatives; the message names the module.
+    """
+    return spectrum_of(Hessian(risk), k, risk.num_examples, options or SpectrumOptions(), seed, progress)
+
+
+def spectrum_of(
+    operator: LinearOperator, k: int, num_examples: int, options: SpectrumOptions, seed: int, progress: Progress | None
+) -> SpectrumResult:
+    """`spectrum` for any symmetric operator."""
+    if not isinstance(k, int) or k < 1 or 2 * k > operator.size:
+        raise ValueError(f"k: expected 1 <= k <= {operator.size // 2} for {operator.size} parameters, got {k!r}")
+    generator = make_generator(seed)
+    tick = _Ticker(progress, options.num_probes * options.num_nodes + options.trace_samples)
+    starts = rademacher((options.num_probes, operator.size), generator)
+    krylov = Krylov(operator, starts[0], max(options.num_nodes, 4 * k + 20))
+    search = Search(krylov, k, "both_ends", options.tol)
+    statuses = [extend(krylov, options.num_nodes, tick)]
+    quadratures, density_matvecs = [quadrature(krylov)], krylov.matvecs
+    if statuses[0] is Status.converged and not search.found():
+        statuses.append(run(search, search.found, options.max_matvecs, generator, tick))
+    tick.before += krylov.matvecs
+    for start in starts[1:]:
+        other = Krylov(operator, start, options.num_nodes)
+        statuses.append(extend(other, options.num_nodes, tick))
+        quadratures.append(quadrature(other))
+        tick.before += other.matvecs
+        density_matvecs += other.matvecs
+    density = density_from(quadratures, density_matvecs, statuses[0], seed=seed)
+    tick.before -= krylov.matvecs  # the trace counts the products of the space it starts from
+    trace = complete(krylov, options.trace_samples, options.trace_tol, generator, seed, tick)
+    return _summary(search, trace, density, worst(trace.status, *statuses), num_examples, tick.before + trace.matvecs, seed)
+
+
+class _Ticker:
+    """One progress count over several solvers."""
+
+    def __init__(self, progress: Progress | None, expected: int):
+        self._progress, self._expected = progress, expected
+        self.before = 0
+
+    def __call__(self, done: float, total: float, note: str) -> None:
+        if self._progress is not None:
+            self._progress(min(self.before + done, self._expected), self._expected, note)
+
+
+def _summary(
+    search: Search, trace: Estimate, density: Density, status: Status, num_examples: int, matvecs: int, seed: int
+) -> SpectrumResult:
+    pairs = search.result(status, vectors=False, seed=seed)
+    k = search.k
+    top, smallest = pairs.values[:k], pairs.values[k:]
+    largest = np.abs(pairs.values).max(initial=0.0)
+    every = search.result(status, vectors=False, seed=seed, wanted_only=False)
+    return SpectrumResult(
+        status=status,
+        top=top,
+        top_errors=pairs.errors[:k],
+        smallest=smallest,
+        smallest_errors=pairs.errors[k:],
+        trace=trace,
+        density=density,
+        condition_number=float(abs(top[0] / smallest[0])) if smallest[0] else float("inf"),
+        spectral_gap=float(top[0] - top[1]) if k > 1 else float("nan"),
+        num_negative=int((every.values + every.errors < 0).sum()),
+        negative_mass=density.mass(-np.inf, -1e-4 * largest),
+        num_parameters=search.krylov.operator.size,
+        num_examples=num_examples,
+        matvecs=matvecs,
+        seed=seed,
+    )

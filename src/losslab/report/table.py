@@ -1,0 +1,249 @@
+"""The table's columns: how each number is read from a run, how it is written, and what it means.
+
+One entry of `COLUMNS` is a column of the table and a line of the glossary at once.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from losslab.report.contents import PROBES, Run
+from losslab.status import Status, worst
+
+ABSENT = "—"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in one place of the table. A `reason` says why the number is not to be trusted."""
+
+    text: str
+    note: str = ""
+    reason: str = ""
+
+    @property
+    def suspect(self) -> bool:
+        """Whether the number has to look different from one that converged."""
+        return bool(self.reason)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column and its line of the glossary: formula in plain text, what large and small mean, one caveat."""
+
+    title: str
+    formula: str
+    meaning: str
+    caveat: str
+    cell: Callable[[Run], Cell]
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """A number for people: `digits` significant ones, powers of ten only where they are shorter."""
+    if value is None:
+        return ABSENT
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else ("∞" if value > 0 else "−∞")
+    size = abs(value)
+    text = f"{value:.{digits - 1}e}" if size >= 1e6 or 0 < size < 1e-3 else f"{value:.{digits}g}"
+    if "e" in text:
+        mantissa, _, exponent = text.partition("e")
+        text = f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
+    return text.replace("-", "−")
+
+
+def with_error(value: Any, error: Any) -> str:
+    """A number and its error, written to the digits that the error leaves."""
+    if value is None:
+        return ABSENT
+    if error is None or not math.isfinite(error) or not math.isfinite(value):
+        return number(value) if error is None else f"{number(value)} ± {number(error, 2)}"
+    decimals = 1 - math.floor(math.log10(error)) if error > 0 else 9
+    in_value = decimals + (math.floor(math.log10(abs(value))) if value else 0) + 1
+    if in_value > 6 or abs(value) >= 1e6 or 0 < abs(value) < 1e-3:  # more digits than anyone reads
+        return f"{number(value, 5)} ± {number(error, 1)}"
+    places = max(decimals, 0)
+    return f"{value:.{places}f} ± {error:.{places}f}".replace("-", "−")
+
+
+def percent(share: Any) -> str:
+    """A fraction in per cent."""
+    return ABSENT if share is None else f"{100 * share:.2f} %"
+
+
+def status_of(run: Run, dotted: str) -> Status | None:
+    """A record's status; None where there is no record, or it names none."""
+    name = run.get(f"{dotted}.status")
+    return Status(name) if name in Status.__members__ else None
+
+
+def _measured(run: Run, probe: str, text: str, note: str = "", *, status: str = "") -> Cell:
+    """A probe's number, marked if the probe, or the part of it that `status` names, did not converge."""
+    if text == ABSENT:
+        return Cell(ABSENT)
+    known = status_of(run, status or probe)
+    if known is None or known.ok:
+        return Cell(text, note)
+    return Cell(text, note, reason=known.message)
+
+
+def _optimizer(run: Run) -> Cell:
+    made = run.config.get("optimizer")
+    if not isinstance(made, dict):
+        return Cell(str(made or ABSENT))
+    used = {"lr": "lr {}", "momentum": "momentum {}", "weight_decay": "decay {}"}
+    note = ", ".join(text.format(f"{made[key]:g}") for key, text in used.items() if made.get(key))
+    return Cell(str(made.get("name", ABSENT)), note)
+
+
+def _test_accuracy(run: Run) -> Cell:
+    return Cell(percent(run.final.get("test_accuracy")) if run.final else ABSENT)
+
+
+def _train_loss(run: Run) -> Cell:
+    return Cell(number(run.epochs[-1].get("train_loss")) if run.epochs else ABSENT)
+
+
+def _lambda_max(run: Run) -> Cell:
+    top, errors = run.get("spectrum.top"), run.get("spectrum.top_errors")
+    if top is None or not len(top):
+        return Cell(ABSENT)
+    error = float(errors[0]) if errors is not None and len(errors) else None
+    return _measured(run, "spectrum", with_error(float(top[0]), error))
+
+
+def _trace(run: Run) -> Cell:
+    text = with_error(run.get("spectrum.trace.value"), run.get("spectrum.trace.standard_error"))
+    return _measured(run, "spectrum", text, status="spectrum.trace")
+
+
+def _of_spectrum(key: str) -> Callable[[Run], Cell]:
+    return lambda run: _measured(run, "spectrum", number(run.get(f"spectrum.{key}")))
+
+
+def _negative(run: Run) -> Cell:
+    count, mass = run.get("spectrum.num_negative"), run.get("spectrum.negative_mass")
+    note = f"{100 * mass:.3g} % of all" if isinstance(mass, float) and math.isfinite(mass) else ""
+    return _measured(run, "spectrum", number(count), note)
+
+
+def _sharpness(run: Run) -> Cell:
+    radius, share = run.get("sharpness.radius"), run.get("sharpness.relative_radius")
+    note = f"ε = {number(radius, 3)}" if radius else ""
+    if note and isinstance(share, float) and math.isfinite(share):
+        note += f", {100 * share:.3g} % of ‖θ‖"
+    return _measured(run, "sharpness", number(run.get("sharpness.value")), note)
+
+
+def _noise_ratio(run: Run) -> Cell:
+    return _measured(run, "noise", number(run.get("noise.ratio")))
+
+
+def _products(run: Run) -> Cell:
+    spent = [record["matvecs"] for record in run.probes.values() if isinstance(record.get("matvecs"), int)]
+    return Cell(number(sum(spent))) if spent else Cell(ABSENT)
+
+
+def _status(run: Run) -> Cell:
+    missing = [probe for probe in PROBES if probe not in run.probes]
+    if run.final is None:
+        return Cell("interrupted", reason="training has not finished: there is no final row")
+    if missing:
+        return Cell("incomplete", reason=f"not measured: {', '.join(missing)}")
+    statuses = {probe: status_of(run, probe) for probe in PROBES}
+    failed = {probe: status for probe, status in statuses.items() if status is not None and not status.ok}
+    if not failed:
+        return Cell("complete")
+    text = str(worst(*failed.values())).replace("_", " ")
+    return Cell(text, reason="; ".join(f"{probe}: {status.message}" for probe, status in failed.items()))
+
+
+COLUMNS = (
+    Column(
+        "optimizer",
+        "the update rule and its settings",
+        "The same network, data and starting point; only this differs between the runs of a comparison.",
+        "A setting tuned for one rule is not tuned for another.",
+        _optimizer,
+    ),
+    Column(
+        "test accuracy",
+        "correct predictions / examples, on data never trained on",
+        "Large is good.",
+        "On N test examples its standard error is about √(accuracy · (1 − accuracy) / N).",
+        _test_accuracy,
+    ),
+    Column(
+        "train loss",
+        "mean of the loss over the training split, after the last epoch",
+        "Small means that the network fits what it has seen.",
+        "Zero is no aim in itself: compare it with the validation loss.",
+        _train_loss,
+    ),
+    Column(
+        "λ max",
+        "largest eigenvalue of the Hessian H of the loss; ± is the residual bound ‖Hv − λv‖",
+        "Large means that one direction is sharply curved; gradient descent with step η needs λ max < 2/η.",
+        "It depends on the parametrisation: rescaling layers changes it without changing the function.",
+        _lambda_max,
+    ),
+    Column(
+        "trace",
+        "sum of all eigenvalues = E[zᵀHz] over random signs z; ± is one standard error",
+        "Large means that the loss is curved on average, small that most directions are flat.",
+        "An estimate from random vectors: traces within two standard errors are not told apart.",
+        _trace,
+    ),
+    Column(
+        "condition number",
+        "|λ max / λ min|, of the largest and the smallest (most negative) eigenvalue",
+        "Large means a narrow valley: steep across, flat along, where plain gradient descent is slow.",
+        "Where λ min is negative it compares the strongest curvature up and down, not the two of a bowl.",
+        _of_spectrum("condition_number"),
+    ),
+    Column(
+        "gap",
+        "first minus second largest eigenvalue",
+        "Large means that one direction stands out; near zero, the top directions are interchangeable.",
+        "The eigenvector of the top eigenvalue is well determined only if the gap is well above the errors.",
+        _of_spectrum("spectral_gap"),
+    ),
+    Column(
+        "negative",
+        "number of eigenvalues found whose whole error interval lies below zero",
+        "More than none means that the point is not a minimum: some directions still lead downhill.",
+        "A lower bound: only eigenvalues that were found count; the share of all is read off the density.",
+        _negative,
+    ),
+    Column(
+        "sharpness",
+        "max of L(θ + δ) − L(θ) over random points δ of the ball ‖δ‖ ≤ ε",
+        "Large means that small changes of the weights hurt: a narrow minimum.",
+        "Random points miss the worst one, so it is a lower bound; compare at the same ε / ‖θ‖ only.",
+        _sharpness,
+    ),
+    Column(
+        "noise ratio",
+        "λ_C / λ_H: top eigenvalue of the per-example gradient covariance over that of the Hessian",
+        "Above 1 the gradient's noise dominates the curvature, below 1 the curvature dominates.",
+        "It is per example: with batches of B examples the noise is B times smaller.",
+        _noise_ratio,
+    ),
+    Column(
+        "products",
+        "matrix-vector products that the probes used",
+        "The cost: one product takes about 1.5 to 3 gradients over the same data.",
+        "Loss evaluations (sharpness, planes, lines) are not counted.",
+        _products,
+    ),
+    Column(
+        "status",
+        "why the computations stopped",
+        "“complete” means that every probe ran and met its tolerance.",
+        "Numbers that did not are set in another style, with the reason below the table.",
+        _status,
+    ),
+)

@@ -1,0 +1,94 @@
+"""Probes on run folders: load the solution, measure, write the record where reports look for it."""
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from losslab.operators.risk import EmpiricalRisk
+from losslab.probes import PROBES
+from losslab.probes.base import Probe, ProbeResult
+from losslab.status import Progress
+from losslab.studies.config import suggestion
+from losslab.studies.record import RunFolder
+from losslab.studies.train import LoadedRun, probe_batches
+
+
+def risk_of(run: LoadedRun) -> EmpiricalRisk:
+    """The run's loss as a function of its parameters, on the examples that its configuration sets aside for probes."""
+    return EmpiricalRisk(run.model, nn.CrossEntropyLoss(), list(probe_batches(run)))
+
+
+def find_probe(name: str) -> Probe:
+    """A row of PROBES.
+
+    Raises:
+        ValueError: There is none of that name; the nearest is suggested.
+    """
+    if name not in PROBES:
+        raise ValueError(f"probe: unknown name {name!r}, {suggestion(name, PROBES)}")
+    return PROBES[name]
+
+
+def measure(
+    probe: Probe,
+    run: LoadedRun,
+    other: LoadedRun | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    risk: EmpiricalRisk | None = None,
+    progress: Progress | None = None,
+) -> ProbeResult:
+    """Measure at a run's solution (or between two runs') and write the record.
+
+    The record goes to `<run>/probes/<probe>/<step>`; between two runs of one study to
+    `<study>/probes/<probe>/<run>--<other>`, between others to the first run's folder.
+
+    Args:
+        probe: A row of PROBES.
+        run: The solution.
+        other: The second one, for probes of two.
+        settings: The probe's keyword arguments.
+        risk: A risk made before, to share its data.
+        progress: Passed to the probe.
+
+    Raises:
+        ValueError: An unknown setting (the nearest is suggested), or a solution too few or too many.
+    """
+    if (other is not None) != (probe.num_solutions == 2):
+        number = "two runs: name the second" if probe.num_solutions == 2 else "one run: name no second"
+        raise ValueError(f"probe {probe.name!r} looks at {number}")
+    arguments = keyword_arguments(probe, settings or {})
+    folder, label = _place(run, other)
+    if "resume" in inspect.signature(probe.measure).parameters:
+        arguments.setdefault("resume", folder.path / "probes" / probe.name / f"{label}.partial.npz")
+    risk = risk if risk is not None else risk_of(run)
+    solutions = (run.model, other.model) if other is not None else ()
+    result = probe.measure(risk, *solutions, progress=progress, **arguments)
+    folder.write_probe(probe.name, label, *result.to_record())
+    return result
+
+
+def keyword_arguments(probe: Probe, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat settings as the probe takes them: those that its options object has go into one."""
+    parameters = inspect.signature(probe.measure).parameters
+    fields = {field.name for field in dataclasses.fields(probe.options)} if probe.options else set()
+    known = {name for name, p in parameters.items() if p.kind is not p.POSITIONAL_ONLY} - {"risk", "progress", "options"}
+    for name in settings:
+        if name not in known | fields:
+            raise ValueError(f"probe {probe.name!r}: unknown setting {name!r}, {suggestion(name, known | fields)}")
+    arguments = {name: value for name, value in settings.items() if name in known}
+    if probe.options:
+        arguments["options"] = probe.options(**{name: value for name, value in settings.items() if name in fields})
+    return arguments
+
+
+def _place(run: LoadedRun, other: LoadedRun | None) -> tuple[RunFolder, str]:
+    if other is None:
+        return run.folder, str(run.step)
+    here, there = Path(run.folder.path).resolve(), Path(other.folder.path).resolve()
+    folder = RunFolder(run.folder.path.parent) if here.parent == there.parent else run.folder
+    return folder, f"{here.name}--{there.name}"

@@ -1,0 +1,66 @@
+"""The networks take the shapes they promise, have the size they say and a second derivative."""
+
+import pytest
+import torch
+from torch import nn
+
+from losslab.studies.config import ModelConfig
+from losslab.studies.models import MODELS, SimpleCNN, build_model
+
+
+def test_simple_cnn_has_its_stated_number_of_parameters():
+    assert sum(p.numel() for p in SimpleCNN(3, 10).parameters()) == 183_754
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 2, 3), (1, 8, 8), (3, 32, 32), (4, 7, 15)])
+def test_simple_cnn_adapts_to_channels_and_size(shape, batch_norm):
+    model = build_model(ModelConfig(width=4, batch_norm=batch_norm), shape, 7)
+    assert model(torch.randn(5, *shape)).shape == (5, 7)
+    assert any(isinstance(module, nn.BatchNorm2d) for module in model.modules()) == batch_norm
+
+
+def test_even_sizes_are_halved_twice():
+    model = SimpleCNN(1, 10, width=2)
+    assert model.features(torch.randn(1, 1, 8, 8)).shape == (1, 4, 2, 2)
+
+
+def test_mlp_has_the_layers_asked_for():
+    model = build_model(ModelConfig(name="mlp", width=5, hidden=3), (1, 8, 8), 10)
+    sizes = [(m.in_features, m.out_features) for m in model.modules() if isinstance(m, nn.Linear)]
+    assert sizes == [(64, 5), (5, 5), (5, 5), (5, 10)]
+    assert model(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_seed_decides_the_weights(name):
+    def weights(seed):
+        torch.manual_seed(seed)
+        model = build_model(ModelConfig(name=name, width=4), (1, 8, 8), 10)
+        return nn.utils.parameters_to_vector(model.parameters())
+
+    with torch.random.fork_rng():
+        assert torch.equal(weights(1), weights(1))
+        assert not torch.equal(weights(1), weights(2))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_second_derivatives_exist(name):
+    model = build_model(ModelConfig(name=name, width=4), (1, 8, 8), 10)
+    loss = nn.functional.cross_entropy(model(torch.randn(6, 1, 8, 8)), torch.arange(6))
+    params = list(model.parameters())
+    gradients = torch.autograd.grad(loss, params, create_graph=True)
+    product = torch.autograd.grad(sum(g.square().sum() for g in gradients), params)
+    assert all(torch.isfinite(p).all() for p in product)
+    assert any(p.abs().max() > 0 for p in product)
+
+
+def test_wrong_names_and_shapes_are_refused():
+    with pytest.raises(ValueError, match="unknown model 'simple_cn', did you mean 'simple_cnn'"):
+        build_model(ModelConfig(name="simple_cn"), (1, 8, 8), 10)
+    with pytest.raises(
+        ValueError, match=r"simple_cnn takes \(channels, height, width\), got \(64,\); use mlp"
+    ):
+        build_model(ModelConfig(), (64,), 10)
+    with pytest.raises(ValueError, match=r"model.batch_norm: mlp has none"):
+        build_model(ModelConfig(name="mlp", batch_norm=True), (64,), 10)
