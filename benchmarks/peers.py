@@ -148,11 +148,11 @@ def problem_lines(args: argparse.Namespace, facts: dict[str, Any]) -> list[str]:
         f"- network: SimpleCNN, {facts['num_parameters']:,} parameters, after {args.epochs} epochs on"
         f" {args.train_examples} images; loss on the data {facts['loss']:.3f}",
         f"- asked for: the {peers.K} eigenvalues of largest magnitude to {peers.TOL:g}; in float64 {values}",
-        f"- {args.repeats} rounds, each measurement in a fresh process: median (smallest–largest); largest error;"
-        " g: one gradient on the same data in the same process",
+        f"- {args.repeats} rounds, each measurement in a fresh process: median (smallest–largest), largest error",
+        "- g: one gradient on the same data in the same process",
     ]
     if "difference" in facts:
-        lines.append(f"- the float64 values and those of curvlinops and ARPACK: {facts['difference']:.0e} apart")
+        lines.append(f"- in float64 curvlinops and ARPACK differ from that by {facts['difference']:.0e}")
     return lines
 
 
@@ -173,7 +173,7 @@ def arguments() -> argparse.Namespace:
     add("--methods", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     add("--threads", type=int, default=torch.get_num_threads())
     add("--timeout", type=float, default=3600, help="seconds that one measurement may take")
-    add("--check-reference", action="store_true", help="compare the float64 values with curvlinops and ARPACK")
+    add("--check-reference", action="store_true", help="compare float64 values with curvlinops and ARPACK")
     add("--cache", type=Path, default=CACHE, help="folder for trained weights and float64 values")
     add("--output", type=Path, help="file to write the tables to, as well")
     add("--run", choices=["prepare", "costs", *names], help=argparse.SUPPRESS)
@@ -198,7 +198,8 @@ def main() -> None:
 
     def fresh(name: str, seed: int = 0) -> dict[str, Any]:
         print(f"{name}, seed {seed} …", file=sys.stderr)
-        return in_a_fresh_process(__file__, [*sys.argv[1:], f"--run={name}", f"--seed={seed}"], args.timeout)
+        command = [*sys.argv[1:], f"--run={name}", f"--seed={seed}"]
+        return in_a_fresh_process(__file__, command, args.timeout)
 
     lines = ["# The outermost Hessian eigenvalues: losslab and others", "", *machine(PACKAGES)]
     facts = fresh("prepare")
@@ -206,7 +207,8 @@ def main() -> None:
         raise SystemExit(f"prepare: {facts['failure']}")
     rounds = []
     for seed in range(args.repeats):
-        found = {name: fresh(name, seed) for name in args.methods[:: -1 if seed % 2 else 1]}
+        order = args.methods[::-1] if seed % 2 else args.methods
+        found = {name: fresh(name, seed) for name in order}
         rounds.append({name: found[name] for name in args.methods})
     lines += [*problem_lines(args, facts), "", *methods_table(rounds), "", *costs_table(fresh("costs")), ""]
     print("\n".join(lines))

@@ -1,6 +1,7 @@
 """Markdown tables that say on which machine, and with which versions, they were made."""
 
 import os
+import platform
 import statistics
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
@@ -20,10 +21,16 @@ def machine(packages: Iterable[str]) -> list[str]:
     return [
         f"- machine: {here['processor']}, {here['cpu_count']} cores, {here['threads']} threads,"
         f" {gib:.0f} GiB{load}",
-        f"- system: {here['platform']}, Python {here['python']}",
+        f"- system: {system()}, Python {here['python']}",
         f"- packages: {', '.join(f'{name} {installed(name)}' for name in packages)}",
         f"- date: {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC, losslab at commit {here['git_commit']}",
     ]
+
+
+def system() -> str:
+    """The operating system and its C library, whose allocator matters here."""
+    release = ".".join(platform.release().split(".")[:2])
+    return f"{platform.system()} {release} {platform.machine()} {' '.join(platform.libc_ver())}".strip()
 
 
 def installed(package: str) -> str:

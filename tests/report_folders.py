@@ -43,13 +43,9 @@ def start_run(path: Path, seed: int = 0) -> RunFolder:
         "weight_decay": 0.0,
         "betas": [0.9, 0.999],
     }
-    folder.write_config(
-        {"name": path.name, "seed": seed, "optimizer": optimizer, "model": {"name": "simple_cnn"}}
-    )
+    folder.write_config({"name": path.name, "seed": seed, "optimizer": optimizer, "model": {"name": "simple_cnn"}})
     versions = {"losslab": "0.1.0", "python": "3.11.2", "torch": "2.13.0", "git_commit": None}
-    folder.write_environment(
-        versions | {"seed": seed, "threads": 2, "started": f"2025-11-22T08:0{seed}:00+00:00"}
-    )
+    folder.write_environment(versions | {"seed": seed, "threads": 2, "started": f"2025-11-22T08:0{seed}:00+00:00"})
     return folder
 
 

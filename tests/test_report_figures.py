@@ -84,9 +84,7 @@ def test_densities_of_very_different_width_get_panels_of_their_own(tmp_path):
 
 
 def test_planes_share_one_scale_and_show_the_record(charts):
-    found = [
-        charts[f"{kind}-{name}"].panels[0].series[0] for name in folders.NAMES for kind in ("surface", "map")
-    ]
+    found = [charts[f"{kind}-{name}"].panels[0].series[0] for name in folders.NAMES for kind in ("surface", "map")]
     assert [type(series) for series in found] == 3 * [Surface, Contour]
     assert len({(series.low, series.high, series.log) for series in found}) == 1
     np.testing.assert_array_equal(found[0].z, folders.plane(0)[1]["losses"])
@@ -179,9 +177,7 @@ def test_plotly_carries_the_values(charts):
 
 def test_matplotlib_carries_the_values_and_touches_no_global_state(charts):
     figure = matplotlib_backend.figure(charts["density"])
-    np.testing.assert_array_equal(
-        figure.axes[0].lines[0].get_ydata(), folders.spectrum(0)[1]["density.density"]
-    )
+    np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), folders.spectrum(0)[1]["density.density"])
     assert figure.axes[0].get_yscale() == "log"
     assert matplotlib._pylab_helpers.Gcf.get_num_fig_managers() == 0
 

@@ -37,7 +37,7 @@ def linear_ticks(low: float, high: float) -> np.ndarray:
 def log_ticks(low: float, high: float) -> np.ndarray:
     """Powers of ten within [low, high], with round numbers between them where those alone are too few."""
     decades = np.log10(high / low)
-    factors = (1, 2, 3, 4, 6, 8) if decades < 1 else (1, 2, 5) if decades < 2.5 else (1,)
+    factors = (1, 2, 3, 4, 6, 8) if decades < 1 else (1, 2, 5) if decades < 3 else (1,)
     powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1, np.ceil(decades / 9))
     values = (powers[:, None] * np.array(factors)).ravel()
     return values[(values >= low * (1 - 1e-9)) & (values <= high * (1 + 1e-9))]

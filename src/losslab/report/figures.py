@@ -12,6 +12,7 @@ from losslab.report.chart import Chart, Line, Panel, Points, Series, colour, spa
 from losslab.report.contents import Contents, Pair, Run
 from losslab.report.landscapes import landscapes, slices
 
+FEW_EPOCHS = 12  # that each get a tick, since there are no half epochs
 DECADES_SHOWN = 6.0  # of a density below its peak: what lies deeper is the kernel's tail
 
 
@@ -49,10 +50,11 @@ def training(runs: Sequence[Run], colours: dict[str, str]) -> Chart | None:
                     series.append(line)
         if series:
             log = quantity == "loss" and spans_decades(np.concatenate([s.y for s in series]))
-            panels.append(Panel("epoch", label, series, log_y=log))
+            step = 1 if max(len(run.epochs) for run in runs) <= FEW_EPOCHS else None
+            panels.append(Panel("epoch", label, series, log_y=log, x_step=step))
     caption = (
-        "Solid lines are the training split, dashed ones the validation split: where they part, "
-        "the run overfits."
+        "Solid lines are the training split, dashed ones the validation split: a dashed loss that rises above "
+        "its solid one is overfitting."
     )
     return Chart("training", "Training curves", caption, panels) if panels else None
 

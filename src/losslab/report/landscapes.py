@@ -45,8 +45,7 @@ def slices(runs: Sequence[Run], colours: dict[str, str]) -> Chart | None:
     log = spans_decades(np.concatenate([line.y for line in series if isinstance(line, Line)]))
     panel = Panel("direction α", "loss", series, log_y=log, guides=(0.0,))
     caption = (
-        "The loss along one random filter-normalised direction through the solution at zero: narrow valleys "
-        "are sharp."
+        "The loss along one random filter-normalised direction through the solution at zero: narrow valleys are sharp."
     )
     return Chart("slices", "Loss along a line", caption, [panel])
 

@@ -63,9 +63,7 @@ def save(chart: Chart, path: Path) -> None:
 
 def _line(axes: Any, line: Line, panel: Panel) -> None:
     style = "o" if len(line.x) == 1 else "--" if line.dashed else "-"
-    axes.plot(
-        line.x, line.y, style, color=line.colour, label=_text(line.name) if line.legend else None, lw=1.6
-    )
+    axes.plot(line.x, line.y, style, color=line.colour, label=_text(line.name) if line.legend else None, lw=1.6)
     if line.error is not None:
         floor = panel.y_range[0] if panel.log_y and panel.y_range else -np.inf
         lower = np.maximum(line.y - line.error, floor)
@@ -93,9 +91,7 @@ def _surface(axes: Any, surface: Surface) -> None:
     alphas, betas = np.meshgrid(surface.x, surface.y)
     scale = {"cmap": "viridis", "vmin": levels[0], "vmax": levels[-1]}
     floor = levels[0] - 0.25 * (levels[-1] - levels[0])
-    axes.plot_surface(
-        alphas, betas, heights, rstride=1, cstride=1, alpha=0.92, linewidth=0, antialiased=True, **scale
-    )
+    axes.plot_surface(alphas, betas, heights, rstride=1, cstride=1, alpha=0.92, linewidth=0, antialiased=True, **scale)
     axes.contour(alphas, betas, heights, levels=levels, zdir="z", offset=floor, linewidths=0.9, **scale)
     axes.set_zlim(floor, levels[-1])
     places, labels = surface.ticks()
@@ -111,9 +107,7 @@ def _surface(axes: Any, surface: Surface) -> None:
 def _contour(figure: Figure, axes: Any, contour: Contour) -> None:
     heights, levels = contour.heights(), contour.levels()
     filled = axes.contourf(contour.x, contour.y, heights, levels=levels, cmap="viridis", extend="both")
-    axes.contour(
-        contour.x, contour.y, heights, levels=levels, colors="white", linewidths=0.5, linestyles="solid"
-    )
+    axes.contour(contour.x, contour.y, heights, levels=levels, colors="white", linewidths=0.5, linestyles="solid")
     axes.plot([0], [0], "x", color="white", ms=9, mew=2)
     axes.set_aspect("equal")
     axes.set_facecolor("#E4E4E4")  # holes
@@ -158,9 +152,7 @@ def _legend(figure: Figure) -> None:
             entries.setdefault(label, handle)
     if entries:
         columns = max(1, min(len(entries), LEGEND_CHARACTERS // (max(map(len, entries)) + 6)))
-        figure.legend(
-            list(entries.values()), list(entries), loc="outside lower center", ncols=columns, frameon=False
-        )
+        figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns, frameon=False)
 
 
 def _short(label: str) -> str:

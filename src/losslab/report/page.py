@@ -65,9 +65,9 @@ def render(contents: Contents, charts: list[Chart], images: Path) -> str:
         images: The folder of their PNGs.
     """
     loader = jinja2.PackageLoader("losslab.report")
-    template = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
-    ).get_template("report.html.j2")
+    template = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(
+        "report.html.j2"
+    )
     rows = [(run.name, [column.cell(run) for column in COLUMNS]) for run in contents.runs]
     return template.render(
         contents=contents,
@@ -80,9 +80,7 @@ def render(contents: Contents, charts: list[Chart], images: Path) -> str:
         barriers=[(pair, barrier_cells(pair)) for pair in contents.pairs],
         drawings=_drawings(charts, images),
         environment=environment(contents.runs),
-        configurations=[
-            (run.name, json.dumps(run.config, indent=2, ensure_ascii=False)) for run in contents.runs
-        ],
+        configurations=[(run.name, json.dumps(run.config, indent=2, ensure_ascii=False)) for run in contents.runs],
         plotly_js=Markup(get_plotlyjs()),
     )
 
@@ -121,9 +119,7 @@ def _curvature(runs: list[Run]) -> str:
     found = ((run.name, run.get("spectrum.top")) for run in runs)
     tops = {name: float(top[0]) for name, top in found if top is not None and len(top)}
     if len(tops) < 2:
-        return "".join(
-            f"its largest Hessian eigenvalue is {number(top, 3)}" for top in tops.values() if len(runs) == 1
-        )
+        return "".join(f"its largest Hessian eigenvalue is {number(top, 3)}" for top in tops.values() if len(runs) == 1)
     low, high = min(tops, key=lambda name: tops[name]), max(tops, key=lambda name: tops[name])
     return (
         f"by the largest Hessian eigenvalue {low} ended in the flattest place ({number(tops[low], 3)}) "
@@ -136,10 +132,10 @@ def _highest_barrier(pairs: list[Pair]) -> str:
     if not known:
         return ""
     highest = max(known, key=lambda pair: pair.record["barrier"])
+    if highest.record["barrier"] <= 0:
+        return "no straight line between two solutions has a barrier"
     height = number(highest.record["barrier"], 3)
-    return (
-        f"the highest barrier on a straight line, {height}, lies between {highest.first} and {highest.second}"
-    )
+    return f"the highest barrier on a straight line, {height}, lies between {highest.first} and {highest.second}"
 
 
 def remarks(rows: list[tuple[str, list[Cell]]]) -> list[str]:

@@ -75,9 +75,7 @@ def _line(line: Line) -> go.Scatter:
     style = {"color": line.colour, "width": 2, "dash": "dash" if line.dashed else "solid"}
     name = _text(line.name)
     mode = "lines" if len(line.x) > 1 else "markers"
-    return go.Scatter(
-        x=line.x, y=line.y, mode=mode, name=name, legendgroup=name, showlegend=line.legend, line=style
-    )
+    return go.Scatter(x=line.x, y=line.y, mode=mode, name=name, legendgroup=name, showlegend=line.legend, line=style)
 
 
 def _band(line: Line, panel: Panel) -> go.Scatter:
@@ -211,9 +209,7 @@ def _layout(figure: go.Figure, chart: Chart) -> None:
     figure.update_layout(
         template="none",
         height=LANDSCAPE_HEIGHT if chart.is_landscape else PANEL_HEIGHT * rows + 40,
-        margin={"l": 64, "r": 24, "t": 36, "b": 56}
-        if not chart.is_solid
-        else {"l": 0, "r": 0, "t": 8, "b": 8},
+        margin={"l": 64, "r": 24, "t": 36, "b": 56} if not chart.is_solid else {"l": 0, "r": 0, "t": 8, "b": 8},
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "xanchor": "left"},
         hovermode="closest",
         font={"size": 13},

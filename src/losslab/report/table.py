@@ -12,6 +12,7 @@ from losslab.report.contents import PROBES, Run
 from losslab.status import Status, worst
 
 ABSENT = "—"
+WELL_KNOWN = 0.01  # relative error below which an eigenvalue stands, whatever became of the rest of the spectrum
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,31 @@ def _measured(run: Run, probe: str, text: str, note: str = "", *, status: str = 
     known = status_of(run, status or probe)
     if known is None or known.ok:
         return Cell(text, note)
-    return Cell(text, note, reason=known.message)
+    return Cell(text, note, reason=f"{probe}: {known.message}")
+
+
+def _eigenvalue(run: Run, text: str, *used: tuple[str, int]) -> Cell:
+    """A number made of the eigenvalues `used`: it stands if those are well known, though others may not be."""
+    for end, index in used:
+        values, errors = run.array(f"spectrum.{end}"), run.array(f"spectrum.{end}_errors")
+        if len(errors) <= index or not errors[index] <= WELL_KNOWN * abs(values[index]):
+            return _measured(run, "spectrum", text)
+    return Cell(text)
+
+
+def _lambda_max(run: Run) -> Cell:
+    top, errors = run.array("spectrum.top"), run.array("spectrum.top_errors")
+    if not len(top):
+        return Cell(ABSENT)
+    return _eigenvalue(run, with_error(float(top[0]), float(errors[0]) if len(errors) else None), ("top", 0))
+
+
+def _condition_number(run: Run) -> Cell:
+    return _eigenvalue(run, number(run.get("spectrum.condition_number")), ("top", 0), ("smallest", 0))
+
+
+def _gap(run: Run) -> Cell:
+    return _eigenvalue(run, number(run.get("spectrum.spectral_gap")), ("top", 0), ("top", 1))
 
 
 def _optimizer(run: Run) -> Cell:
@@ -107,21 +132,9 @@ def _train_loss(run: Run) -> Cell:
     return Cell(number(run.epochs[-1].get("train_loss")) if run.epochs else ABSENT)
 
 
-def _lambda_max(run: Run) -> Cell:
-    top, errors = run.get("spectrum.top"), run.get("spectrum.top_errors")
-    if top is None or not len(top):
-        return Cell(ABSENT)
-    error = float(errors[0]) if errors is not None and len(errors) else None
-    return _measured(run, "spectrum", with_error(float(top[0]), error))
-
-
 def _trace(run: Run) -> Cell:
     text = with_error(run.get("spectrum.trace.value"), run.get("spectrum.trace.standard_error"))
     return _measured(run, "spectrum", text, status="spectrum.trace")
-
-
-def _of_spectrum(key: str) -> Callable[[Run], Cell]:
-    return lambda run: _measured(run, "spectrum", number(run.get(f"spectrum.{key}")))
 
 
 def _negative(run: Run) -> Cell:
@@ -134,7 +147,7 @@ def _sharpness(run: Run) -> Cell:
     radius, share = run.get("sharpness.radius"), run.get("sharpness.relative_radius")
     note = f"ε = {number(radius, 3)}" if radius else ""
     if note and isinstance(share, float) and math.isfinite(share):
-        note += f", {100 * share:.3g} % of ‖θ‖"
+        note += f" ({100 * share:.3g} %)"
     return _measured(run, "sharpness", number(run.get("sharpness.value")), note)
 
 
@@ -202,14 +215,14 @@ COLUMNS = (
         "|λ max / λ min|, of the largest and the smallest (most negative) eigenvalue",
         "Large means a narrow valley: steep across, flat along, where plain gradient descent is slow.",
         "Where λ min is negative it compares the strongest curvature up and down, not the two of a bowl.",
-        _of_spectrum("condition_number"),
+        _condition_number,
     ),
     Column(
         "gap",
         "first minus second largest eigenvalue",
         "Large means that one direction stands out; near zero, the top directions are interchangeable.",
         "The eigenvector of the top eigenvalue is well determined only if the gap is well above the errors.",
-        _of_spectrum("spectral_gap"),
+        _gap,
     ),
     Column(
         "negative",
@@ -222,7 +235,7 @@ COLUMNS = (
         "sharpness",
         "max of L(θ + δ) − L(θ) over random points δ of the ball ‖δ‖ ≤ ε",
         "Large means that small changes of the weights hurt: a narrow minimum.",
-        "Random points miss the worst one, so it is a lower bound; compare at the same ε / ‖θ‖ only.",
+        "Random points miss the worst one, so it is a lower bound; compare at the same ε / ‖θ‖ (in per cent) only.",
         _sharpness,
     ),
     Column(
