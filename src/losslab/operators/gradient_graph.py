@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from losslab.operators.double_backward import CheapDoubleBackward
 from losslab.operators.risk import EmpiricalRisk
 
 
@@ -26,7 +27,13 @@ class GradientGraph:
 
     def __init__(self, risk: EmpiricalRisk, leaves: dict[str, Tensor], batch: Any, count: int):
         self._leaves = list(leaves.values())
-        with risk.evaluating(), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), explained(risk, leaves, batch):
+        with (
+            risk.evaluating(),
+            torch.enable_grad(),
+            sdpa_kernel(SDPBackend.MATH),  # the fast attention kernels have no second derivative
+            CheapDoubleBackward(),
+            explained(risk, leaves, batch),
+        ):
             loss = risk.batch_share(leaves, batch, count)
             grads: Sequence[Tensor | None] = [None] * len(self._leaves)
             if loss.requires_grad:
