@@ -76,7 +76,7 @@ def _train(model: nn.Module, inputs: Tensor, targets: Tensor, epochs: int) -> No
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     for _ in range(epochs):
         order = torch.randperm(len(targets))
-        for x, y in in_batches(inputs[order], targets[order], 128):
+        for x, y in in_batches(inputs[order], targets[order], 64):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(x), y).backward()
             optimizer.step()

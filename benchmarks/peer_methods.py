@@ -38,9 +38,7 @@ class Problem:
         return float(np.abs(got / np.array(self.known["reference"]) - 1).max())
 
 
-def by_losslab(
-    problem: Problem, seed: int, *, tol: float = TOL, graph_memory: int | str = "auto"
-) -> Sequence[float]:
+def by_losslab(problem: Problem, seed: int, *, tol: float = TOL, graph_memory: int | str = "auto") -> Sequence[float]:
     risk = EmpiricalRisk(problem.model, problem.loss_fn, problem.batches, graph_memory=graph_memory)
     return eigenpairs(Hessian(risk), K, which="largest_magnitude", tol=tol, seed=seed).values
 

@@ -19,8 +19,7 @@ def machine(packages: Iterable[str]) -> list[str]:
     gib = psutil.virtual_memory().total / 2**30
     load = f", load average {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
     return [
-        f"- machine: {here['processor']}, {here['cpu_count']} cores, {here['threads']} threads,"
-        f" {gib:.0f} GiB{load}",
+        f"- machine: {here['processor']}, {here['cpu_count']} cores, {here['threads']} threads, {gib:.0f} GiB{load}",
         f"- system: {system()}, Python {here['python']}",
         f"- packages: {', '.join(f'{name} {installed(name)}' for name in packages)}",
         f"- date: {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC, losslab at commit {here['git_commit']}",

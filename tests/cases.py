@@ -57,7 +57,9 @@ def split(sizes: list[int], *tensors: Tensor) -> list[tuple[Tensor, ...]]:
     return list(zip(*(t.split(sizes) for t in tensors), strict=True))
 
 
-def paired(model: nn.Module, loss_fn: Any, x: Tensor, y: Tensor, sizes: list[int], scale: float = 1.0, **kwargs: Any) -> Case:
+def paired(
+    model: nn.Module, loss_fn: Any, x: Tensor, y: Tensor, sizes: list[int], scale: float = 1.0, **kwargs: Any
+) -> Case:
     """(inputs, targets) batches of the given sizes."""
     model = model.double().eval()
 
@@ -176,7 +178,8 @@ def record_case() -> Case:
 
 
 def conv_batchnorm() -> nn.Module:
-    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(2, 3))
+    layers = [nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(2, 3)]
+    net = nn.Sequential(*layers)
     net(torch.randn(8, 1, 4, 4, generator=gen(3)))  # running statistics that are not the initial ones
     return net
 

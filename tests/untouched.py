@@ -10,7 +10,7 @@ from torch import nn
 
 def snapshot(model: nn.Module) -> dict:
     return {
-        "tensors": {k: (v.detach().clone(), v.data_ptr(), v._version) for k, v in [*model.named_parameters(), *model.named_buffers()]},
+        "tensors": {k: (v.detach().clone(), v.data_ptr()) for k, v in model.state_dict(keep_vars=True).items()},
         "grads": {k: None if p.grad is None else (id(p.grad), p.grad.clone()) for k, p in model.named_parameters()},
         "requires_grad": {k: p.requires_grad for k, p in model.named_parameters()},
         "leaf": {k: p.is_leaf and p.grad_fn is None for k, p in model.named_parameters()},
@@ -39,7 +39,7 @@ def assert_untouched(model: nn.Module):
         after = snapshot(model)
         for what in ("requires_grad", "leaf", "modes", "hooks", "grad mode", "python"):
             assert after[what] == before[what], what
-        for name, (value, pointer, _) in before["tensors"].items():
+        for name, (value, pointer) in before["tensors"].items():
             assert torch.equal(after["tensors"][name][0], value), name
             assert after["tensors"][name][1] == pointer, name
         for name, grad in before["grads"].items():

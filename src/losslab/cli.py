@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -40,11 +41,18 @@ Changes = Annotated[list[str] | None, typer.Option("--set", help="Change a setti
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
 
+def print_version(on: bool) -> None:
+    """Print the version and leave."""
+    if on:
+        console.print(f"losslab {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=lambda on: _print_version(on))
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=print_version)
     ] = False,
 ) -> None:
     """Measure the geometry of a neural network's loss."""
@@ -64,7 +72,7 @@ def demo(
             run_demo(output, QUICK if quick else DemoSettings(), progress=tick)
         except KeyboardInterrupt:
             console.print("stopped: the report shows what was measured by then")
-            if RunFolder(output).path.is_dir() and any(RunFolder(child).is_run() for child in output.iterdir()):
+            if output.is_dir() and any(RunFolder(child).is_run() for child in output.iterdir()):
                 _finish(output)
             raise
     _finish(output)
@@ -90,7 +98,7 @@ def train(
 def probe(
     name: Annotated[str, typer.Argument(help="Which probe; see `losslab list`.")],
     run: Annotated[Path, typer.Option("--run", help="Run folder of the solution.")],
-    to: Annotated[Path | None, typer.Option("--to", help="Run folder of the second solution, for probes of two.")] = None,
+    to: Annotated[Path | None, typer.Option("--to", help="Run folder of the second solution.")] = None,
     checkpoint: Annotated[str, typer.Option("--checkpoint", help="last or best")] = "last",
     settings: Changes = None,
     quiet: Quiet = False,
@@ -154,13 +162,14 @@ def _finish(folder: Path) -> None:
 def _summary(folder: Path) -> None:
     """The report's table on the terminal: a column a run, so that it fits."""
     found = contents.read(folder)
-    grid = Table("", *(run.name for run in found.runs))
+    grid = Table("", *(escape(run.name) for run in found.runs))
     for column in table.COLUMNS:
         cells = [column.cell(run) for run in found.runs]
         if any(cell.text != table.ABSENT for cell in cells):
-            grid.add_row(column.title, *(f"[yellow]{cell.text} ?[/yellow]" if cell.suspect else cell.text for cell in cells))
+            texts = (f"[yellow]{escape(c.text)} ?[/yellow]" if c.suspect else escape(c.text) for c in cells)
+            grid.add_row(column.title, *texts)
     for pair in found.pairs:
-        grid.add_row(f"barrier {pair.first} – {pair.second}", table.number(pair.record.get("barrier")))
+        grid.add_row(escape(f"barrier {pair.name}"), table.number(pair.record.get("barrier")))
     console.print(grid)
 
 
@@ -170,10 +179,10 @@ def _progress(quiet: bool) -> Iterator[Callable[[float, float, str], None] | Non
     if quiet or not console.is_terminal:
         yield None
         return
-    columns = (BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console) as bar:
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(BarColumn(), TaskProgressColumn(), *times, TextColumn("{task.description}"), console=console) as bar:
         task = bar.add_task("", total=1.0)
-        yield lambda done, total, note: bar.update(task, completed=done, total=total or 1.0, description=note)
+        yield lambda done, total, note: bar.update(task, completed=done, total=total or 1.0, description=escape(note))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -183,8 +192,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
         else:
             yield prefix + key, value
 
-
-def _print_version(on: bool) -> None:
-    if on:
-        console.print(f"losslab {__version__}")
-        raise typer.Exit

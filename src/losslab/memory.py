@@ -11,8 +11,10 @@ _ONE_GIB = 1 << 30
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that a new tensor on this device may take: the system's available memory, or the GPU's free memory
-    together with what torch's caching allocator holds unused."""
+    """Bytes that a new tensor on this device may take.
+
+    The system's available memory, or the GPU's free memory together with what torch's caching allocator holds unused.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

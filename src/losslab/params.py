@@ -4,7 +4,7 @@ P is the number of entries; a vector has shape (P,), a stack of vectors (k, P).
 """
 
 import fnmatch
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ class ParameterSpace:
         select: Shell-style pattern or patterns on parameter names, for example `"layer4.*"`; None takes all.
 
     Raises:
-        ValueError: No trainable parameter at all, none matched (the nearest names are listed), or mixed devices or dtypes.
+        ValueError: No trainable parameter at all, none matched (the known names are listed), or mixed devices or
+            dtypes.
 
     >>> space = ParameterSpace(nn.Linear(3, 2))
     >>> space.size, space.names
@@ -32,7 +33,8 @@ class ParameterSpace:
         trainable = {name: p for name, p in module.named_parameters() if p.requires_grad and p.numel()}
         if not trainable:
             raise ValueError("model: expected at least one parameter with requires_grad=True, got none; unfreeze some")
-        chosen = trainable if select is None else _matching(trainable, [select] if isinstance(select, str) else select)
+        patterns = [select] if isinstance(select, str) else select
+        chosen = trainable if patterns is None else _matching(trainable, patterns)
         self.names = tuple(chosen)
         self.shapes = tuple(p.shape for p in chosen.values())
         self.sizes = tuple(p.numel() for p in chosen.values())
@@ -41,7 +43,8 @@ class ParameterSpace:
         for what in ("device", "dtype"):
             kinds = {getattr(p, what) for p in self._parameters}
             if len(kinds) > 1:
-                raise ValueError(f"params: expected one {what} for all chosen parameters, got {sorted(map(str, kinds))}")
+                names = sorted(map(str, kinds))
+                raise ValueError(f"params: expected one {what} for all chosen parameters, got {names}; choose fewer")
 
     @property
     def device(self) -> torch.device:
@@ -80,22 +83,26 @@ class ParameterSpace:
         return torch.cat(pieces)
 
     def check(self, vector: Tensor, name: str = "vector") -> Tensor:
-        """The vector itself if it has shape (P,) and can be moved here; else a ValueError that says what was expected."""
+        """The vector itself if it has shape (P,), moved here if need be; else an error that says what was expected."""
         if not isinstance(vector, Tensor) or vector.shape != (self.size,):
             got = tuple(vector.shape) if isinstance(vector, Tensor) else type(vector).__name__
             raise ValueError(f"{name}: expected a tensor of shape ({self.size},), one entry a parameter; got {got}")
         return vector.to(device=self.device, dtype=self.dtype)
 
-    def vector_of(self, source: nn.Module | dict[str, Tensor] | Tensor, name: str = "vector") -> Tensor:
+    def vector_of(self, source: nn.Module | Mapping[str, Tensor] | Tensor, name: str = "vector") -> Tensor:
         """The point that another module of the same architecture, its state dict, or a vector stands for."""
         if isinstance(source, Tensor):
             return self.check(source, name)
-        state = dict(source.named_parameters()) if isinstance(source, nn.Module) else source
+        if isinstance(source, nn.Module):
+            source = dict(getattr(source, "_orig_mod", source).named_parameters())  # torch.compile's wrapper
+        if not isinstance(source, Mapping):
+            raise TypeError(f"{name}: expected a module, its state dict or a vector, got {type(source).__name__}")
         for key, shape in zip(self.names, self.shapes, strict=True):
-            if key not in state or state[key].shape != shape:
-                got = tuple(state[key].shape) if key in state else "nothing of that name"
-                raise ValueError(f"{name}: expected {key!r} of shape {tuple(shape)}, got {got}; use the same architecture")
-        return self.flatten([state[key].detach().to(self.device, self.dtype) for key in self.names])
+            if key not in source or source[key].shape != shape:
+                got = tuple(source[key].shape) if key in source else "nothing of that name"
+                expected = f"{key!r} of shape {tuple(shape)}"
+                raise ValueError(f"{name}: expected {expected}, got {got}; use the same architecture")
+        return self.flatten([source[key].detach().to(self.device, self.dtype) for key in self.names])
 
     def filters(self) -> Iterator[tuple[int, int, int]]:
         """The filters as (offset, rows, columns) a tensor: each row of that block is one filter.
@@ -113,7 +120,7 @@ class ParameterSpace:
             offset += size
 
     def filter_norms(self, vector: Tensor) -> list[Tensor]:
-        """The Euclidean norm of each filter of the vector: one tensor of shape (rows,) for each tensor that has filters."""
+        """The Euclidean norm of each filter: a tensor of shape (rows,) for each tensor that has filters."""
         return [vector[o : o + rows * columns].view(rows, columns).norm(dim=1) for o, rows, columns in self.filters()]
 
     def norm(self) -> float:
@@ -125,8 +132,10 @@ class ParameterSpace:
 
 
 def _matching(trainable: dict[str, nn.Parameter], patterns: Sequence[str]) -> dict[str, nn.Parameter]:
+    known = ", ".join(list(trainable)[:8]) + (", …" if len(trainable) > 8 else "")
+    if not patterns:
+        raise ValueError(f"params: expected at least one name or pattern, got none; there are {known}")
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in trainable):
-            known = ", ".join(list(trainable)[:8]) + (", …" if len(trainable) > 8 else "")
             raise ValueError(f"params: no trainable parameter matches {pattern!r}; there are {known}")
     return {name: p for name, p in trainable.items() if any(fnmatch.fnmatchcase(name, q) for q in patterns)}

@@ -2,7 +2,7 @@
 
 import contextlib
 import random as python_random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -40,25 +40,32 @@ def ball(size: int, generator: torch.Generator, *, dtype: torch.dtype = torch.fl
     """A point uniform in the unit ball of R^size: a direction uniform on the sphere times U^(1/size)."""
     direction = gaussian((size,), generator, dtype=dtype)
     radius = torch.rand((), generator=generator, dtype=torch.float64) ** (1.0 / size)
-    return direction.mul_(float(radius) / float(direction.norm()))
+    return direction.mul_(float(radius) / float(direction.double().norm()))
 
 
 @contextlib.contextmanager
-def preserved_random_states(seed: int | None = None) -> Iterator[None]:
+def preserved_random_states(seed: int | None = None, generators: Sequence[torch.Generator] = ()) -> Iterator[None]:
     """Put the states of Python's, NumPy's and torch's generators (CUDA's too) back at the end, whatever happens.
 
-    Iterating a DataLoader draws from torch's global generator even when it does not shuffle. With `seed` the block
-    itself starts from that seed.
+    Iterating a DataLoader draws from torch's global generator even when it does not shuffle. `generators` are further
+    ones to put back. With `seed` the block itself starts all of them from that seed.
     """
     python_state, numpy_state = python_random.getstate(), np.random.get_state()  # noqa: NPY002
+    states = [generator.get_state() for generator in generators]
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):
         try:
             if seed is not None:
                 python_random.seed(seed)
                 np.random.seed(seed % 2**32)  # noqa: NPY002
-                torch.manual_seed(seed)
+                # Not torch.manual_seed: before CUDA's first use that would leave a seed behind for it.
+                for generator in (torch.default_generator, *generators):
+                    generator.manual_seed(seed)
+                if devices:
+                    torch.cuda.manual_seed_all(seed)
             yield
         finally:
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
             python_random.setstate(python_state)
             np.random.set_state(numpy_state)  # noqa: NPY002

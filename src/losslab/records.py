@@ -49,7 +49,7 @@ def from_record(cls: type[Result], values: dict[str, Any], arrays: dict[str, np.
             inner = {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
             arguments[field.name] = from_record(nested, values[field.name], inner)
         elif field.name in values:
-            arguments[field.name] = _as_type(hints[field.name], decode(values[field.name]))
+            arguments[field.name] = _as_type(hints[field.name], values[field.name])
     return cls(**arguments)
 
 
@@ -91,7 +91,11 @@ def _dataclass_in(hint: Any) -> type | None:
 
 
 def _as_type(hint: Any, value: Any) -> Any:
-    for item in _alternatives(hint):
+    kinds = _alternatives(hint)
+    if isinstance(value, str) and str in kinds and float not in kinds:
+        return value  # a name that happens to be "NaN"
+    value = decode(value)
+    for item in kinds:
         if isinstance(item, type) and issubclass(item, Enum) and value is not None:
             return item(value)
         if (typing.get_origin(item) or item) is tuple and isinstance(value, list):

@@ -1,4 +1,7 @@
-"""Why a computation stopped, and how it reports on its way: a number that did not converge cannot look like one that did."""
+"""Why a computation stopped, and how it reports on its way.
+
+A number that did not converge cannot look like one that did.
+"""
 
 from collections.abc import Callable
 from enum import Enum

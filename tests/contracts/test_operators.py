@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from cases import CASES, Case, normal
 from losslab.operators.gradient_covariance import GradientCovariance
 from losslab.operators.hessian import Hessian
 from losslab.operators.risk import EmpiricalRisk
-from cases import CASES, Case, normal
 from untouched import assert_untouched
 
 

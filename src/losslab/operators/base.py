@@ -11,8 +11,8 @@ from torch import Tensor
 class LinearOperator(ABC):
     """A real symmetric n×n matrix A, given by V ↦ AV.
 
-    A subclass sets `size`, `dtype`, `device` and implements `_matmat`; everything else follows: `A @ v` for vectors (n,)
-    and matrices (n, k), `A + B`, `3 * A`, `A.to_scipy()`, `A.to_dense()`.
+    A subclass sets `size`, `dtype`, `device` and implements `_matmat`; everything else follows: `A @ v` for vectors
+    (n,) and matrices (n, k), `A + B`, `3 * A`, `A.to_scipy()`, `A.to_dense()`.
     """
 
     size: int
@@ -62,7 +62,9 @@ class LinearOperator(ABC):
             columns = torch.from_numpy(np.ascontiguousarray(matrix).reshape(self.size, -1))
             return self.matmat(columns).double().cpu().numpy().reshape(matrix.shape)
 
-        return scipy.sparse.linalg.LinearOperator(self.shape, matvec=matmat, matmat=matmat, rmatvec=matmat, dtype=np.float64)
+        return scipy.sparse.linalg.LinearOperator(
+            self.shape, matvec=matmat, matmat=matmat, rmatvec=matmat, dtype=np.float64
+        )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.size}×{self.size}, {self.dtype}, {self.device})"

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -24,12 +24,23 @@ from torch import Tensor, nn
 LossFunction = Callable[..., Tensor]
 
 
+@runtime_checkable
+class _Dataclass(Protocol):
+    """Any dataclass, for `isinstance`."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
 def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """The same batch (tuples, dicts, dataclasses, nested) with `function` applied to every tensor in it, in order."""
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        fields = {f.name: map_tensors(getattr(batch, f.name), function) for f in dataclasses.fields(batch) if f.init}
-        return dataclasses.replace(batch, **fields)
-    return apply_to_collection(batch, Tensor, function)
+
+    def visit(item: Any) -> Any:
+        if isinstance(item, Tensor):
+            return function(item)
+        fields = {f.name: map_tensors(getattr(item, f.name), function) for f in dataclasses.fields(item) if f.init}
+        return dataclasses.replace(item, **fields)
+
+    return apply_to_collection(batch, (Tensor, _Dataclass), visit)  # by itself it refuses frozen dataclasses
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
@@ -68,12 +79,21 @@ def check_reiterable(batches: Any) -> None:
             f"got {type(batches).__name__}"
         )
     if isinstance(batches, Tensor | Mapping | str):
-        raise TypeError(f"batches: expected an iterable of batches, got one {type(batches).__name__}; put it into a list")
+        kind = type(batches).__name__
+        raise TypeError(f"batches: expected an iterable of batches, got one {kind}; put it into a list")
     if isinstance(batches, Iterator):
         raise ValueError(
             f"batches: expected something that can be read many times, got a one-time {type(batches).__name__}; "
             "pass list(batches)"
         )
+
+
+def generators_of(batches: Any) -> list[torch.Generator]:
+    """The random generators that a DataLoader and its samplers hold themselves."""
+    inner = getattr(batches, "batch_sampler", None)
+    owners = [batches, getattr(batches, "sampler", None), inner, getattr(inner, "sampler", None)]
+    found = {id(g): g for g in (getattr(owner, "generator", None) for owner in owners)}
+    return [generator for generator in found.values() if isinstance(generator, torch.Generator)]
 
 
 def call_model(model: Callable[..., Any], batch: Any, signature_of: nn.Module) -> Any:
@@ -89,20 +109,35 @@ def targets_of(batch: Any) -> Any:
 def reduction_of(loss_fn: LossFunction | None) -> str:
     """`"mean"` or `"sum"`: how the loss function reduces over the examples of a batch.
 
-    Read from a `reduction` attribute (torch's loss modules) or keyword (`functools.partial`); "mean" where there is none.
+    Read from a `reduction` attribute (torch's loss modules) or keyword (`functools.partial`); "mean" where there is
+    none.
 
     Raises:
         ValueError: Any other reduction.
     """
-    keywords = loss_fn.keywords if isinstance(loss_fn, functools.partial) else {}
-    reduction = keywords.get("reduction", getattr(loss_fn, "reduction", "mean"))
+    function, keywords = (loss_fn.func, loss_fn.keywords) if isinstance(loss_fn, functools.partial) else (loss_fn, {})
+    reduction = keywords.get("reduction", getattr(function, "reduction", "mean"))
     if reduction not in ("mean", "sum"):
         raise ValueError(f"loss_fn: expected reduction 'mean' or 'sum', got {reduction!r}; a risk is one number")
     return reduction
 
 
+def require_equal_weights(loss_fn: LossFunction | None, reduction: str) -> None:
+    """Refuse a class-weighted mean, which torch divides by the weights in the batch instead of its examples.
+
+    The mean over batches of such means would depend on how the examples are batched.
+    """
+    weighted = isinstance(loss_fn, nn.CrossEntropyLoss | nn.NLLLoss) and loss_fn.weight is not None
+    if weighted and reduction == "mean":
+        raise ValueError(
+            "loss_fn: expected examples of equal weight, got class weights with reduction='mean'; use reduction='sum', "
+            "or pass count_examples=… that returns the sum of a batch's weights"
+        )
+
+
 def batch_loss(loss_fn: LossFunction | None, output: Any, targets: Any) -> Tensor:
     """The scalar loss of one batch, or a ValueError that says what came instead."""
+    loss: Any
     if loss_fn is not None:
         loss = loss_fn(output, targets)
     else:
@@ -133,7 +168,7 @@ def _call(model: Callable[..., Any], arguments: tuple[Any, ...] | list[Any], sig
 
 
 def _named_arguments(mapping: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
-    """The entries that `forward` has arguments for (all, where it takes **kwargs), as transformers' Trainer picks them."""
+    """The entries that `forward` has arguments for (all, where it takes **kwargs): as transformers' Trainer does."""
     parameters = inspect.signature(module.forward).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return dict(mapping)

@@ -16,7 +16,10 @@ class DenseOperator(LinearOperator):
     def __init__(self, matrix: Tensor):
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"matrix: expected a square matrix, got shape {tuple(matrix.shape)}")
-        if not torch.allclose(matrix, matrix.mT, rtol=1e-4, atol=1e-6 * float(matrix.abs().max() if matrix.numel() else 0)):
+        if not matrix.is_floating_point():
+            raise ValueError(f"matrix: expected floating-point entries, got {matrix.dtype}; take matrix.double()")
+        size = float(matrix.abs().nan_to_num().max()) if matrix.numel() else 0.0
+        if not torch.allclose(matrix, matrix.mT, rtol=1e-4, atol=1e-6 * size, equal_nan=True):
             raise ValueError("matrix: expected a symmetric matrix; take (A + Aᵀ)/2 if the difference is rounding")
         self.matrix = matrix
         self.size, self.dtype, self.device = matrix.shape[0], matrix.dtype, matrix.device

@@ -29,9 +29,16 @@ class CheapDoubleBackward(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _CONVOLUTIONS and not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled("cuda"):
             return _convolution(func, _CONVOLUTIONS[func], *args, **kwargs)
-        if func in _RELUS:
+        if func in _RELUS and not (kwargs.get("inplace") or args[1:] == (True,)):
             return _ReLU.apply(args[0] if args else kwargs["input"])
+        if func is torch._weight_norm:
+            return _weight_norm(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """The fused function's second derivative is wrong (torch 2.13: gradgradcheck fails)."""
+    return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
 _CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
@@ -41,7 +48,7 @@ _RELUS = {torch.relu, torch.Tensor.relu, functional.relu}  # an in-place relu ch
 def _convolution(
     func: Callable[..., Tensor],
     num_axes: int,
-    input: Tensor,  # noqa: A002  # torch's own argument names, which callers may use
+    input: Tensor,  # torch's own argument names, which callers may use
     weight: Tensor,
     bias: Tensor | None = None,
     stride: int | list[int] = 1,

@@ -1,5 +1,6 @@
 """GradientCovariance: products with the covariance of the per-example gradients, never the matrix."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,22 +10,23 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from losslab.operators import batches as kinds
 from losslab.operators.base import LinearOperator
-from losslab.operators.gradient_graph import explained, graph_bytes
+from losslab.operators.gradient_graph import explained, graph_bytes, require_second_derivatives
 from losslab.operators.risk import EmpiricalRisk
 
 
 class GradientCovariance(LinearOperator):
     """How do the examples' gradients scatter?  C = (1/N) Σᵢ gᵢgᵢᵀ − ḡḡᵀ,  gᵢ = ∇ℓᵢ(θ),  ḡ = ∇L(θ).
 
-    `centred=False` leaves ḡḡᵀ out: the empirical Fisher matrix. A product applies the Jacobian J of the N losses twice,
-    Cv = (1/N) Jᵀ(Jv) − ḡ(ḡᵀv): Jv by differentiating Jᵀu with respect to u, Jᵀ(Jv) by one backward pass; the per-example
-    gradients themselves are never held. C is fixed at the point where the model is when this is made.
+    `centred=False` leaves ḡḡᵀ out: the empirical Fisher matrix. A product applies the Jacobian J of the N losses
+    twice, Cv = (1/N) Jᵀ(Jv) − ḡ(ḡᵀv): Jv by differentiating Jᵀu with respect to u, Jᵀ(Jv) by one backward pass; the
+    per-example gradients themselves are never held. C is fixed at the point where the model is when this is made.
 
     Cost: about 2 g a product with the graphs kept (budget: the risk's `graph_memory`), 3–4 g where they are rebuilt.
 
     Raises:
-        ValueError: The loss of a batch is not the mean (or sum) of its examples' losses, as with BatchNorm in train mode
-            or a contrastive loss.
+        ValueError: The loss of a batch is not the mean (or sum) of its examples' losses, as with BatchNorm in train
+            mode or a contrastive loss; or no tensor of a batch has the examples on its first axis.
+        RuntimeError: An operation cannot be differentiated a second time; the message names its module.
     """
 
     def __init__(self, risk: EmpiricalRisk, *, centred: bool = True):
@@ -35,9 +37,11 @@ class GradientCovariance(LinearOperator):
         self._kept: list[_Jacobian] = []
         self._budget = risk.graph_budget()
         self._keep_more, self._kept_all = self._budget > 0, False
-        with risk.evaluating(), torch.no_grad():
-            batch, count = next(iter(risk.read()))
-            _require_separable(risk, risk.leaves(self._theta), batch, count)
+        with risk.evaluating(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            # A batch of one example is the sum of its parts whatever the model does.
+            batch, count = next((item for item in risk.read() if item[1] > 1), (None, 0))
+            if count:
+                _require_separable(risk, risk.leaves(self._theta), batch, count)
 
     def _matmat(self, matrix: Tensor) -> Tensor:
         rows = matrix.mT.contiguous()
@@ -78,10 +82,14 @@ class _Jacobian:
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), explained(risk, leaves, batch):
             self._losses = example_losses(risk, leaves, batch, count)
             self._dual = torch.ones_like(self._losses, requires_grad=True)
-            grads = torch.autograd.grad(
-                self._losses, self._leaves, grad_outputs=self._dual, create_graph=True, allow_unused=True
-            )
+            grads: Sequence[Tensor | None] = [None] * len(self._leaves)
+            if self._losses.requires_grad:
+                grads = torch.autograd.grad(
+                    self._losses, self._leaves, grad_outputs=self._dual, create_graph=True, allow_unused=True
+                )
+            require_second_derivatives(grads)
         self._used = [(i, g) for i, g in enumerate(grads) if g is not None]
+        self._explained = lambda: explained(risk, leaves, batch)
 
     @property
     def outputs(self) -> list[Tensor]:
@@ -89,25 +97,26 @@ class _Jacobian:
         return [gradient for _, gradient in self._used]
 
     def add_products(self, rows: Tensor, out: Tensor) -> None:
-        """out += JᵀJv for each row v."""
+        """Add JᵀJv to `out` for each row v."""
         if not self._used:
             return
         for vector, total in zip(rows, out, strict=True):
             views = self._space.views(vector)
             directions = [views[i] for i, _ in self._used]
-            (along,) = torch.autograd.grad(self.outputs, self._dual, grad_outputs=directions, retain_graph=True)
+            with self._explained():
+                (along,) = torch.autograd.grad(self.outputs, self._dual, grad_outputs=directions, retain_graph=True)
             grads = torch.autograd.grad(
                 self._losses, self._leaves, grad_outputs=along, retain_graph=True, allow_unused=True
             )
             for part, gradient in zip(self._space.views(total), grads, strict=True):
                 if gradient is not None:
-                    part += gradient
+                    part.add_(gradient)
 
 
 def example_losses(risk: EmpiricalRisk, leaves: dict[str, Tensor], batch: Any, count: int) -> Tensor:
     """ℓᵢ for each example of a batch, shape (count,), differentiable. Vectorised where the model allows it."""
     tensors = kinds.tensors_of(batch)
-    per_example = [tensor.ndim > 0 and len(tensor) == count for tensor in tensors]
+    per_example = _on_first_axis(tensors, count)
 
     def loss_of(*pieces: Tensor) -> Tensor:
         refilled = iter(p.unsqueeze(0) if split else p for p, split in zip(pieces, per_example, strict=True))
@@ -122,13 +131,31 @@ def example_losses(risk: EmpiricalRisk, leaves: dict[str, Tensor], batch: Any, c
         return torch.stack([loss_of(*row) for row in rows])
 
 
+def _on_first_axis(tensors: list[Tensor], count: int) -> list[bool]:
+    """Which of a batch's tensors hold one entry an example."""
+    per_example = [tensor.ndim > 0 and len(tensor) == count for tensor in tensors]
+    if not any(per_example):
+        shapes = [tuple(tensor.shape) for tensor in tensors]
+        raise ValueError(
+            f"gradient covariance: expected a tensor with the batch's {count} examples on its first axis, "
+            f"got shapes {shapes}; put the examples first"
+        )
+    return per_example
+
+
 def _require_separable(risk: EmpiricalRisk, leaves: dict[str, Tensor], batch: Any, count: int) -> None:
     whole = float(risk.batch_share(leaves, batch, count)) * risk.num_examples
-    parts = float(example_losses(risk, leaves, batch, count).double().sum())
+    _on_first_axis(kinds.tensors_of(batch), count)
+    remedy = "use mode='eval' (BatchNorm), and a loss that does not mix examples"
+    try:
+        parts = float(example_losses(risk, leaves, batch, count).double().sum())
+    except ValueError as error:  # BatchNorm in train mode refuses single examples
+        raise ValueError(
+            f"gradient covariance: expected a model that takes one example at a time, got {str(error)!r}; {remedy}"
+        ) from error
     tolerance = 1e-6 if risk.dtype == torch.float64 else (1e-3 if risk.dtype == torch.float32 else 5e-2)
     if abs(whole - parts) > tolerance * max(abs(whole), abs(parts), 1e-12):
         raise ValueError(
-            f"gradient covariance: expected the loss of a batch to be the mean of its examples' losses, got {whole / count:.6g} "
-            f"for the batch and {parts / count:.6g} for the examples one by one; use mode='eval' (BatchNorm), and a loss "
-            "that does not mix examples"
+            "gradient covariance: expected the loss of a batch to be the mean of its examples' losses, "
+            f"got {whole / count:.6g} for the batch and {parts / count:.6g} for the examples one by one; {remedy}"
         )

@@ -38,6 +38,7 @@ class GradientGraph:
             grads: Sequence[Tensor | None] = [None] * len(self._leaves)
             if loss.requires_grad:
                 grads = torch.autograd.grad(loss, self._leaves, create_graph=True, allow_unused=True)
+            require_second_derivatives(grads)
         # A parameter that is unused has gradient zero, one that enters linearly a constant one: no second derivatives.
         self._curved = [(i, g) for i, g in enumerate(grads) if g is not None and g.requires_grad]
         self._explained = lambda: explained(risk, leaves, batch)
@@ -64,6 +65,24 @@ def graph_bytes(outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> int:
     """Bytes of the tensors that the outputs' graphs have saved, the leaves left out, each storage once."""
     known = {leaf.untyped_storage().data_ptr() for leaf in leaves}
     sizes: dict[int, int] = {}
+    for node in _nodes(outputs):
+        for tensor in _saved_tensors(node):
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+    return sum(size for pointer, size in sizes.items() if pointer not in known)
+
+
+def require_second_derivatives(gradients: Sequence[Tensor | None]) -> None:
+    """Refuse gradients that lead through a `once_differentiable` function.
+
+    `torch.autograd.grad` with given inputs takes such a function's gradient for a constant, without a word.
+    """
+    if any(node.name() == "torch::autograd::Error" for node in _nodes([g for g in gradients if g is not None])):
+        raise RuntimeError("trying to differentiate twice a function that was marked with @once_differentiable")
+
+
+def _nodes(outputs: Sequence[Tensor]) -> Iterator[Any]:
+    """Every node of the outputs' graphs, once."""
     seen: set[Any] = set()
     stack: list[Any] = [output.grad_fn for output in outputs]
     while stack:
@@ -71,11 +90,8 @@ def graph_bytes(outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> int:
         if node is None or node in seen:
             continue
         seen.add(node)
-        for tensor in _saved_tensors(node):
-            storage = tensor.untyped_storage()
-            sizes[storage.data_ptr()] = storage.nbytes()
+        yield node
         stack += [following for following, _ in node.next_functions]
-    return sum(size for pointer, size in sizes.items() if pointer not in known)
 
 
 def _saved_tensors(node: Any) -> Iterator[Tensor]:
@@ -92,7 +108,7 @@ def explained(risk: EmpiricalRisk, leaves: dict[str, Tensor], batch: Any) -> Ite
         yield
     except RuntimeError as error:
         text = str(error)
-        if not any(sign in text for sign in ("derivative for", "double backward", "differentiable twice", "cudnn RNN")):
+        if not any(sign in text for sign in ("derivative for", "double backward", "differentiate twice", "cudnn RNN")):
             raise
         module = _module_without_second_derivative(risk, leaves, batch)
         where = f"module {module!r}" if module else "the loss function or code outside the model's submodules"
@@ -129,6 +145,7 @@ def _twice_differentiable(module: nn.Module, args: tuple[Any, ...], kwargs: dict
     args = tuple(fresh(value) for value in args)
     state = {name: fresh(p) for name, p in module.named_parameters()}
     inputs = [v for v in (*args, *state.values()) if isinstance(v, Tensor) and v.requires_grad]
+    state |= {name: buffer.clone() for name, buffer in module.named_buffers()}
     try:
         with torch.enable_grad():
             output = torch.func.functional_call(module, state, args, kwargs)
@@ -136,6 +153,7 @@ def _twice_differentiable(module: nn.Module, args: tuple[Any, ...], kwargs: dict
             if not isinstance(output, Tensor) or not output.requires_grad:
                 return True
             grads = torch.autograd.grad(output.pow(2).sum(), inputs, create_graph=True, allow_unused=True)
+            require_second_derivatives(grads)
             curved = sum((g.pow(2).sum() for g in grads if g is not None and g.requires_grad), torch.zeros(()))
             if curved.requires_grad:
                 torch.autograd.grad(curved, inputs, allow_unused=True)

@@ -11,11 +11,12 @@ from losslab.operators.risk import EmpiricalRisk
 class Hessian(LinearOperator):
     """The Hessian of an empirical risk at the point where the model is when this is made.
 
-    H = ∇²L(θ) of shape (P, P). Training the model further does not change it: it works on a copy of θ.
+    H = ∇²L(θ) of shape (P, P). Training the chosen parameters further does not change it: it works on a copy of θ.
+    (Parameters that were not chosen, and buffers, are the model's own at the time a graph is built: leave them alone.)
 
-    Cost: the first product of a block builds each batch's gradient graph (one g); with its graph kept, a product is one
-    pass backwards (1.3–1.9 g measured for convolutional nets on a CPU). Batches beyond `graph_memory` are read again and
-    rebuild their graph once for each block of vectors, so k vectors together cost (1 + k·1.6) g instead of k·2.6 g.
+    Cost, in gradients g: the first product builds each batch's gradient graph (one g); with the graph kept, a product
+    is one pass backwards through it (1.3–1.6 g measured for convolutional nets on a CPU). Batches beyond `graph_memory`
+    are read again and rebuild their graph once for each block of vectors, so that k vectors share that one g.
 
     Raises:
         RuntimeError: An operation has no second derivative; the message names its module.
@@ -80,4 +81,4 @@ def _accumulate(graph: GradientGraph, vectors: list[list[Tensor]], sums: list[li
     for total, product in zip(sums, graph.products(vectors), strict=True):
         for part, tensor in zip(total, product, strict=True):
             if tensor is not None:
-                part += tensor
+                part.add_(tensor)

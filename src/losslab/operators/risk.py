@@ -5,6 +5,7 @@ Everything is evaluated functionally (`torch.func.functional_call`) on tensors o
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from torch.func import functional_call
 
 from losslab.memory import free_bytes
 from losslab.operators import batches as kinds
-from losslab.operators.determinism import Evaluation, nonfinite_message, require_equal
+from losslab.operators.determinism import Evaluation, fingerprint, nonfinite_message, require_equal
 from losslab.params import ParameterSpace
 from losslab.random import preserved_random_states
 
@@ -33,7 +34,7 @@ class EmpiricalRisk:
             dataclasses (see `losslab.operators.batches`). Tensors are moved to the model's device.
         params: Glob pattern or patterns that choose the parameters, e.g. `"layer4.*"`; None: all trainable ones.
         mode: "eval" or "train": the mode that the model is in while it is evaluated.
-        check: Evaluate loss and gradient twice and refuse a risk that is not a function of θ alone. Cost: two gradients.
+        check: Evaluate loss and gradient twice and refuse a risk that is not a function of θ alone. Cost: two g.
         graph_memory: Bytes that kept gradient graphs may take; "auto": a quarter of the free memory; 0: keep none.
         count_examples: `batch -> int`, where the first axis of the first tensor is not the examples.
 
@@ -57,7 +58,7 @@ class EmpiricalRisk:
         kinds.check_reiterable(batches)
         if mode not in ("eval", "train"):
             raise ValueError(f"mode: expected 'eval' or 'train', got {mode!r}")
-        if graph_memory != "auto" and (not isinstance(graph_memory, int) or graph_memory < 0):
+        if graph_memory != "auto" and (type(graph_memory) is not int or graph_memory < 0):
             raise ValueError(f"graph_memory: expected 'auto' or a number of bytes >= 0, got {graph_memory!r}")
         self.model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper has no second derivatives
         self.loss_fn, self.batches, self.mode = loss_fn, batches, mode
@@ -65,12 +66,15 @@ class EmpiricalRisk:
         self.space = ParameterSpace(self.model, params)
         self._reduction = kinds.reduction_of(loss_fn)
         self._count = count_examples
-        with preserved_random_states():
+        if count_examples is kinds.count_examples:
+            kinds.require_equal_weights(loss_fn, self._reduction)
+        with self.evaluating():
             self.num_examples = sum(count for _, count in self._read())
         if self.num_examples == 0:
             raise ValueError("batches: expected at least one example, got none; is the loader empty (drop_last)?")
         if check:
-            require_equal(self.evaluate(seed=1), self.evaluate(seed=2), self.model, batches, mode, self.dtype)
+            first, second = (self.evaluate(seed=seed, fingerprints=True) for seed in (1, 2))
+            require_equal(first, second, model=self.model, batches=batches, mode=mode, dtype=self.dtype)
 
     @property
     def device(self) -> torch.device:
@@ -101,7 +105,8 @@ class EmpiricalRisk:
 
         `buffers` replaces buffers of the model by name, for example the running statistics of another solution.
         """
-        parameters = self.space.named_views(self.space.check(vector)) | (buffers or {})
+        # A copy: modules such as Embedding(max_norm=…) write into their weights.
+        parameters = self.space.named_views(self.space.check(vector).clone()) | (buffers or {})
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         with self.evaluating():
             for batch, count in self.read():
@@ -112,31 +117,44 @@ class EmpiricalRisk:
         """∇L at the present parameters, shape (P,). Cost: the unit g in which all other costs are given."""
         return self.evaluate().gradient
 
-    def evaluate(self, *, seed: int | None = None) -> Evaluation:
-        """Loss and gradient in one pass, with what the determinism check compares."""
+    def evaluate(self, *, seed: int = 0, fingerprints: bool = False) -> Evaluation:
+        """Loss and gradient in one pass, with what the determinism check compares.
+
+        Raises:
+            ValueError: Loss or gradient of a batch is NaN or Inf; the message names the batch.
+        """
         leaves = self.leaves(self.space.vector())
         tensors = list(leaves.values())
         gradient = torch.zeros(self.space.size, dtype=self.accumulation_dtype, device=self.device)
-        loss, scale, data = 0.0, 0.0, 0.0
+        loss, loss_scale, gradient_scale = 0.0, 0.0, 0.0
+        seen: list[float] = []
         with self.evaluating(seed), torch.enable_grad():
             for index, (batch, count) in enumerate(self.read()):
                 part = self.batch_share(leaves, batch, count)
-                if not bool(torch.isfinite(part)):
-                    raise ValueError(nonfinite_message(index, float(part.detach()), batch))
-                grads = torch.autograd.grad(part, tensors, allow_unused=True) if part.requires_grad else [None] * len(tensors)
-                piece = self.space.flatten(grads)
+                share = float(part.detach())
+                if not math.isfinite(share):
+                    raise ValueError(nonfinite_message("loss", index, share, batch))
+                grads: Sequence[Tensor | None] = [None] * len(tensors)
+                if part.requires_grad:
+                    grads = torch.autograd.grad(part, tensors, allow_unused=True)
+                piece = self.space.flatten(grads).to(self.accumulation_dtype)
+                size = float(piece.norm())
+                if not math.isfinite(size):
+                    raise ValueError(nonfinite_message("gradient", index, size, batch))
                 gradient += piece
-                loss += float(part.detach())
-                scale += float(piece.float().norm())
-                data += sum(float(t.detach().double().sum()) for t in kinds.tensors_of(batch))
-        return Evaluation(loss, gradient.to(self.dtype), scale, data)
+                loss += share
+                loss_scale += abs(share)
+                gradient_scale += size
+                if fingerprints:
+                    seen.append(fingerprint(batch))
+        return Evaluation(loss, gradient.to(self.dtype), loss_scale, gradient_scale, tuple(seen))
 
     @contextlib.contextmanager
     def at(self, vector: Tensor) -> Iterator["EmpiricalRisk"]:
         """The model itself at another point; its own parameters come back at the end, whatever happens."""
         before = self.space.vector()
-        self.space.assign(vector)
         try:
+            self.space.assign(vector)
             yield self
         finally:
             self.space.assign(before)
@@ -145,6 +163,8 @@ class EmpiricalRisk:
 
     def leaves(self, vector: Tensor) -> dict[str, Tensor]:
         """Fresh leaf tensors that require gradients and share the vector's memory, by parameter name."""
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError("inference mode: gradients do not exist inside torch.inference_mode(); leave it first")
         return {name: view.detach().requires_grad_() for name, view in self.space.named_views(vector).items()}
 
     def batch_share(self, parameters: dict[str, Tensor], batch: Any, count: int) -> Tensor:
@@ -153,8 +173,14 @@ class EmpiricalRisk:
         return loss * ((count if self._reduction == "mean" else 1) / self.num_examples)
 
     def output(self, parameters: dict[str, Tensor], batch: Any) -> Any:
-        """The model's output on a batch at these parameters; buffers that the forward pass writes are copies."""
-        state = {name: buffer.clone() for name, buffer in self.model.named_buffers()} | parameters
+        """The model's output on a batch at these parameters.
+
+        Parameters that were not chosen are detached, so that nothing is kept for their sake; buffers, which a forward
+        pass may write, are copies.
+        """
+        state = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+        state |= {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        state |= parameters
 
         def call(*args: Any, **kwargs: Any) -> Any:
             return functional_call(self.model, state, args, kwargs)
@@ -168,25 +194,34 @@ class EmpiricalRisk:
             total += count
             yield batch, count
         if total != self.num_examples:
-            raise ValueError(f"batches: expected the same {self.num_examples} examples on every pass, got {total} on this one")
+            raise ValueError(f"batches: expected the same {self.num_examples} examples on every pass, got {total}")
 
     @contextlib.contextmanager
-    def evaluating(self, seed: int | None = None) -> Iterator[None]:
-        """The model in the risk's mode. Every submodule's own mode and all random states come back at the end."""
+    def evaluating(self, seed: int = 0) -> Iterator[None]:
+        """The model in the risk's mode. Every submodule's own mode and all random states come back at the end.
+
+        Every pass starts from the same seed, so a shuffling loader gives the same batches in the same order: an
+        operator that keeps the graphs of the first batches and reads the others again counts each example once.
+        """
         modes = [(module, module.training) for module in self.model.modules()]
-        with preserved_random_states(seed):
+        # Attention's fast path, taken only without gradients, sets padded positions to zero: another function.
+        fast_attention = torch.backends.mha.get_fastpath_enabled()
+        with preserved_random_states(seed, kinds.generators_of(self.batches)):
             try:
+                torch.backends.mha.set_fastpath_enabled(False)
                 self.model.train(self.mode == "train")
                 yield
             finally:
+                torch.backends.mha.set_fastpath_enabled(fast_attention)
                 for module, training in modes:
                     module.training = training
 
     def _read(self) -> Iterator[tuple[Any, int]]:
         for batch in self.batches:
-            count = self._count(batch)
+            count = int(self._count(batch))
             if count:  # an empty batch adds nothing, and its mean would be NaN
                 yield kinds.to_device(batch, self.device), count
 
     def __repr__(self) -> str:
-        return f"EmpiricalRisk({type(self.model).__name__}, {self.num_examples} examples, {self.space!r}, mode={self.mode!r})"
+        name = type(self.model).__name__
+        return f"EmpiricalRisk({name}, {self.num_examples} examples, {self.space!r}, mode={self.mode!r})"

@@ -14,7 +14,7 @@ PROBES = {
         Probe("sharpness", "How much can the loss rise nearby?", sharpness, SharpnessResult),
         Probe("line", "What does the loss look like along one direction?", line, LineResult),
         Probe("plane", "What does the loss look like around the solution?", plane, PlaneResult),
-        Probe("noise", "How noisy is a single example's gradient, measured by the curvature?", gradient_noise, NoiseResult),
+        Probe("noise", "How noisy is one example's gradient, measured by the curvature?", gradient_noise, NoiseResult),
         Probe("interpolation", "Is there a barrier between two solutions?", interpolate, InterpolationResult, 2),
     )
 }

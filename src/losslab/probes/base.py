@@ -32,7 +32,9 @@ class ProbeResult:
 class Measure(Protocol):
     """A probe's function. Probes of two solutions take both after the risk."""
 
-    def __call__(self, risk: EmpiricalRisk, /, *solutions: Any, progress: Progress | None = None, **options: Any) -> Any:
+    def __call__(
+        self, risk: EmpiricalRisk, /, *solutions: Any, progress: Progress | None = None, **options: Any
+    ) -> Any:
         """Measure at the point where the risk's model is; return a ProbeResult."""
 
 

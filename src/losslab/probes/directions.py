@@ -12,13 +12,13 @@ def filter_normalized(
 ) -> Tensor:
     """A random direction whose every filter has the length of the weights' filter: d ← d·‖w‖/‖d‖ a filter.
 
-    A filter is a slice along the first axis of a tensor of two or more dimensions (`ParameterSpace.filters`); tensors of
-    one dimension (biases, norm layers) are zero. With this scale a picture does not change when a ReLU layer is multiplied
-    and the next one divided by the same number.
+    A filter is a slice along the first axis of a tensor of two or more dimensions (`ParameterSpace.filters`); tensors
+    of one dimension (biases, norm layers) are zero. With this scale a picture does not change when a ReLU layer is
+    multiplied and the next one divided by the same number.
 
     A second direction is made orthogonal to the first filter by filter, before it is scaled. Then both are exactly
     normalised *and* exactly orthogonal, and the invariance holds for the plane too; orthogonalising the whole vectors
-    afterwards, as others do, loses one or the other. (A filter with a single entry has no second direction: zero there.)
+    afterwards, as others do, loses one or the other. (A filter with a single entry has no second direction: zero.)
 
     Args:
         space: Whose coordinates these are.

@@ -48,10 +48,11 @@ def interpolate(
 ) -> InterpolationResult:
     """Is there a barrier between two solutions?  L(φ(α)), φ(α) = (1−α)a + αb, barrier = max L(φ) − max(L(a), L(b)).
 
-    The barrier is the maximum over the sampled α ∈ [0, 1] (Draxler et al. 2018; Garipov et al. 2018); the ends themselves
-    are always among them, so it is never negative. Buffers that are real numbers (BatchNorm's running statistics) are
-    interpolated with the parameters inside [0, 1] and stay at the nearer end's outside, so that both ends are exactly the
-    given solutions; in between, BatchNorm networks show a barrier that recomputed statistics may remove.
+    The barrier is the maximum over the sampled α ∈ [0, 1] (Draxler et al. 2018; Garipov et al. 2018); the ends
+    themselves are always among them, so it is never negative. Buffers that are real numbers (BatchNorm's running
+    statistics) are interpolated with the parameters inside [0, 1] and stay at the nearer end's outside, so that both
+    ends are exactly the given solutions; in between, BatchNorm networks show a barrier that recomputed statistics may
+    remove.
 
     Args:
         risk: Whose loss and data; its model gives the architecture and is not moved.
@@ -70,13 +71,15 @@ def interpolate(
     if grid.ndim != 1 or not len(grid) or not np.isfinite(grid).all():
         raise ValueError(f"alphas: expected a list of finite numbers, got an array of shape {grid.shape}")
     # np.linspace misses 1 by rounding; an end must be exactly that solution.
-    grid = np.unique(np.concatenate([np.where(np.isclose(grid, np.round(grid), atol=1e-12), np.round(grid), grid), [0.0, 1.0]]))
+    grid = np.where(np.abs(grid - np.round(grid)) < 1e-12, np.round(grid), grid)
+    grid = np.unique(np.concatenate([grid, [0.0, 1.0]]))
     start, end = risk.space.vector_of(a, "a"), risk.space.vector_of(b, "b")
     buffers_a, buffers_b = _real_buffers(a, risk.model), _real_buffers(b, risk.model)
+    shared = buffers_a.keys() & buffers_b.keys()
     losses = np.empty(len(grid))
     for i, alpha in enumerate(grid):
         inside = min(max(float(alpha), 0.0), 1.0)
-        buffers = {name: torch.lerp(buffers_a[name], buffers_b[name], inside) for name in buffers_a.keys() & buffers_b.keys()}
+        buffers = {name: torch.lerp(buffers_a[name], buffers_b[name], inside) for name in shared}
         losses[i] = risk.loss_at((1 - alpha) * start + alpha * end, buffers)
         if progress is not None:
             progress(i + 1, len(grid), f"α = {alpha:.2f}")

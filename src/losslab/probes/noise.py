@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+from losslab.operators.base import LinearOperator
 from losslab.operators.gradient_covariance import GradientCovariance
 from losslab.operators.hessian import Hessian
 from losslab.operators.risk import EmpiricalRisk
 from losslab.probes.base import ProbeResult
+from losslab.solvers.estimate import Eigenpairs
 from losslab.solvers.lanczos import eigenpairs
 from losslab.status import Progress, worst
 
@@ -27,11 +29,12 @@ class NoiseResult(ProbeResult):
 def gradient_noise(
     risk: EmpiricalRisk, *, tol: float = 1e-3, seed: int = 0, progress: Progress | None = None
 ) -> NoiseResult:
-    """How noisy is a single example's gradient, measured by the curvature?  λ_max(C)/λ_max(H).
+    """How noisy is one example's gradient, measured by the curvature?  λ_max(C)/λ_max(H).
 
-    C = (1/N) Σᵢ gᵢgᵢᵀ − ḡḡᵀ is the covariance of per-example gradients, used through its products only. For a model that
-    fits its data with cross-entropy, C equals the Fisher matrix in expectation and so nearly H: the ratio is near 1; above
-    it the labels disagree with the model more than the model expects. The noise of a batch of B examples is C/B.
+    C = (1/N) Σᵢ gᵢgᵢᵀ − ḡḡᵀ is the covariance of per-example gradients, used through its products only. For a model
+    that fits its data with cross-entropy, C equals the Fisher matrix in expectation and so nearly H: the ratio is near
+    1; above it the labels disagree with the model more than the model expects. The noise of a batch of B examples is
+    C/B.
 
     Args:
         risk: Where.
@@ -51,8 +54,10 @@ def gradient_noise(
             return None
         return lambda done, total, note: progress(offset + min(done / 30, 1.0), 2.0, note)
 
-    covariance = eigenpairs(GradientCovariance(risk), which="largest", tol=tol, vectors=False, seed=seed, progress=half(0))
-    hessian = eigenpairs(Hessian(risk), which="largest", tol=tol, vectors=False, seed=seed, progress=half(1))
+    def top(operator: LinearOperator, offset: float) -> Eigenpairs:
+        return eigenpairs(operator, which="largest", tol=tol, vectors=False, seed=seed, progress=half(offset))
+
+    covariance, hessian = top(GradientCovariance(risk), 0), top(Hessian(risk), 1)
     top_c, top_h = float(covariance.values[0]), float(hessian.values[0])
     return NoiseResult(
         status=worst(covariance.status, hessian.status),

@@ -56,12 +56,14 @@ def line(
 ) -> LineResult:
     """What does the loss look like along one direction?  L(θ + αd), α ∈ [−distance, distance].
 
-    The direction is random and filter-normalised, so that α = 1 moves every filter by its own length, unless one of shape
-    (P,) is given. Arguments, errors and cost as for `plane`, with `resolution` forward passes.
+    The direction is random and filter-normalised, so that α = 1 moves every filter by its own length, unless one of
+    shape (P,) is given. Arguments, errors and cost as for `plane`, with `resolution` forward passes.
     """
     alphas = _axis(distance, resolution)
     theta = risk.space.vector()
-    first = _given(risk, direction) if direction is not None else filter_normalized(risk.space, theta, make_generator(seed))
+    first = filter_normalized(risk.space, theta, make_generator(seed))
+    if direction is not None:
+        first = _given(risk, direction)
     grid = Grid(risk, theta, [first], alphas, np.zeros(1), resume, progress)
     losses = grid.evaluate()[0]
     name = "filter" if direction is None else "given"
@@ -80,8 +82,8 @@ def plane(
 ) -> PlaneResult:
     """What does the loss look like around the solution?  L(θ + αd₁ + βd₂) on a square grid.
 
-    Two random directions, filter-normalised and orthogonal (`directions.filter_normalized`), unless two of shape (P,) are
-    given. The same risk, seed and grid give the same values bit for bit, also when interrupted and resumed.
+    Two random directions, filter-normalised and orthogonal (`directions.filter_normalized`), unless two of shape (P,)
+    are given. The same risk, seed and grid give the same values bit for bit, also when interrupted and resumed.
 
     Args:
         risk: Where; the model's present parameters are the centre.
@@ -89,7 +91,8 @@ def plane(
         resolution: Points a side; odd, so that the centre is one of them.
         directions: Two directions of one's own, used as they are.
         seed: Of the random directions.
-        resume: A file for the rows done so far. If it belongs to the same grid the rest is computed and the file removed.
+        resume: A file for the points done so far. If it belongs to the same grid only the rest is computed; one of
+            another grid is ignored and replaced. It is removed when the grid is complete.
         progress: Called after each point.
 
     Returns:
@@ -126,13 +129,15 @@ class Grid:
     ):
         self.risk, self.theta, self.directions = risk, theta, directions
         self.alphas, self.betas, self.progress = alphas, betas, progress
-        self.path = Path(path) if path is not None else None
+        self.path, self.key = Path(path) if path is not None else None, ""
         self.losses = np.zeros((len(betas), len(alphas)))
         self.done = np.zeros(self.losses.shape, dtype=bool)
 
     def evaluate(self) -> np.ndarray:
         """All losses, (B, A); computes what the file does not hold."""
-        self._load()
+        if self.path is not None:
+            self.key = self._key()  # once, here: after an interruption the model may not answer
+            self._load(self.path)
         last_save = time.monotonic()
         try:
             for j, i in np.argwhere(~self.done):
@@ -163,18 +168,18 @@ class Grid:
         digest.update(self.alphas.tobytes() + self.betas.tobytes())
         return digest.hexdigest()
 
-    def _load(self) -> None:
-        if self.path is None or not self.path.is_file():
+    def _load(self, path: Path) -> None:
+        if not path.is_file():
             return
-        with np.load(self.path, allow_pickle=False) as stored:
-            if str(stored["key"]) == self._key():
+        with np.load(path, allow_pickle=False) as stored:
+            if str(stored["key"]) == self.key:
                 self.losses, self.done = stored["losses"], stored["done"]
 
     def _save(self) -> None:
         if self.path is None:
             return
         buffer = io.BytesIO()
-        np.savez(buffer, key=np.array(self._key()), losses=self.losses, done=self.done)
+        np.savez(buffer, key=np.array(self.key), losses=self.losses, done=self.done)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, buffer.getvalue())
 
@@ -183,7 +188,9 @@ def _axis(distance: float, resolution: int) -> np.ndarray:
     if not distance > 0:
         raise ValueError(f"distance: expected a number > 0, got {distance!r}")
     if not isinstance(resolution, int) or resolution < 3 or resolution % 2 == 0:
-        raise ValueError(f"resolution: expected an odd number >= 3, so that the grid contains its centre; got {resolution!r}")
+        raise ValueError(
+            f"resolution: expected an odd number >= 3, so that the grid contains its centre; got {resolution!r}"
+        )
     # Integer steps times one spacing: exactly symmetric, and exactly zero in the middle.
     half = resolution // 2
     return np.arange(-half, half + 1) * (distance / half)

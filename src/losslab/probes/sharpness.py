@@ -52,8 +52,10 @@ def sharpness(
     Raises:
         ValueError: radius not above 0, num_samples below 1.
     """
-    if not radius > 0 or num_samples < 1:
-        raise ValueError(f"radius, num_samples: expected radius > 0 and num_samples >= 1, got {radius!r} and {num_samples!r}")
+    if not radius > 0:
+        raise ValueError(f"radius: expected a number > 0, got {radius!r}")
+    if num_samples < 1:
+        raise ValueError(f"num_samples: expected at least 1, got {num_samples!r}")
     theta, norm, generator = risk.space.vector(), risk.space.norm(), make_generator(seed)
     if relative and norm == 0:
         raise ValueError("radius: a relative radius needs parameters that are not all zero; pass relative=False")

@@ -28,8 +28,8 @@ class SpectrumResult(ProbeResult):
         density: Of all P eigenvalues, with its standard error over probes.
         condition_number: |λ_max/λ_min|, of the largest and the smallest eigenvalue.
         spectral_gap: λ₁ − λ₂.
-        num_negative: How many eigenvalues are certainly negative: Ritz values whose error interval lies below zero. A
-            lower bound.
+        num_negative: How many eigenvalues are certainly negative: the negative Ritz values, beyond rounding. A lower
+            bound, since Ritz values interlace the eigenvalues (Cauchy).
         negative_mass: The fraction of all eigenvalues that is negative, by the density (below −10⁻⁴ of the largest).
         num_parameters: P.
         num_examples: N.
@@ -50,6 +50,18 @@ class SpectrumResult(ProbeResult):
     num_examples: int
     matvecs: int
     seed: int | None
+
+    def __str__(self) -> str:
+        top = ", ".join(f"{v:.3g} ± {e:.0e}" for v, e in zip(self.top, self.top_errors, strict=True))
+        low = ", ".join(f"{v:.3g} ± {e:.0e}" for v, e in zip(self.smallest, self.smallest_errors, strict=True))
+        return (
+            f"largest eigenvalues   {top}\n"
+            f"smallest eigenvalues  {low}\n"
+            f"trace                 {self.trace.value:.3g} ± {self.trace.standard_error:.1g}\n"
+            f"condition number      {self.condition_number:.3g}\n"
+            f"negative eigenvalues  at least {self.num_negative} of {self.num_parameters}\n"
+            f"cost and status       {self.matvecs} products, {self.status}"
+        )
 
 
 @dataclass(frozen=True)
@@ -72,6 +84,11 @@ class SpectrumOptions:
     trace_tol: float = 0.01
     trace_samples: int = 32
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise ValueError(f"{name}: expected a number > 0, got {value!r}")
+
 
 def spectrum(
     risk: EmpiricalRisk,
@@ -83,9 +100,9 @@ def spectrum(
 ) -> SpectrumResult:
     """How is the loss curved at this point?  The k largest and k smallest eigenvalues of the Hessian, density, trace.
 
-    One Lanczos run from a Rademacher vector gives the eigenvalues at both ends with their error bounds, the first sample of
-    the density, and the basis that the trace is deflated by; `num_probes − 1` further runs complete the density's error
-    band, and `trace_samples` single products the trace.
+    One Lanczos run from a Rademacher vector gives the eigenvalues at both ends with their error bounds, the first
+    sample of the density, and the basis that the trace is deflated by; `num_probes − 1` further runs complete the
+    density's error band, and `trace_samples` single products the trace.
 
     Args:
         risk: Where.
@@ -117,8 +134,9 @@ def spectrum_of(
     search = Search(krylov, k, "both_ends", options.tol)
     statuses = [extend(krylov, options.num_nodes, tick)]
     quadratures, density_matvecs = [quadrature(krylov)], krylov.matvecs
+    eigenvalues = Status.converged
     if statuses[0] is Status.converged and not search.found():
-        statuses.append(run(search, search.found, options.max_matvecs, generator, tick))
+        eigenvalues = run(search, search.found, options.max_matvecs, generator, tick)
     tick.before += krylov.matvecs
     for start in starts[1:]:
         other = Krylov(operator, start, options.num_nodes)
@@ -126,10 +144,11 @@ def spectrum_of(
         quadratures.append(quadrature(other))
         tick.before += other.matvecs
         density_matvecs += other.matvecs
-    density = density_from(quadratures, density_matvecs, statuses[0], seed=seed)
+    density = density_from(quadratures, density_matvecs, worst(*statuses), seed=seed)
     tick.before -= krylov.matvecs  # the trace counts the products of the space it starts from
     trace = complete(krylov, options.trace_samples, options.trace_tol, generator, seed, tick)
-    return _summary(search, trace, density, worst(trace.status, *statuses), num_examples, tick.before + trace.matvecs, seed)
+    status = worst(trace.status, eigenvalues, density.status)
+    return _summary(search, trace, density, status, num_examples, tick.before + trace.matvecs, seed)
 
 
 class _Ticker:
@@ -150,8 +169,8 @@ def _summary(
     pairs = search.result(status, vectors=False, seed=seed)
     k = search.k
     top, smallest = pairs.values[:k], pairs.values[k:]
-    largest = np.abs(pairs.values).max(initial=0.0)
-    every = search.result(status, vectors=False, seed=seed, wanted_only=False)
+    every = search.krylov.ritz()[0]
+    largest = np.abs(every).max(initial=0.0)
     return SpectrumResult(
         status=status,
         top=top,
@@ -162,7 +181,7 @@ def _summary(
         density=density,
         condition_number=float(abs(top[0] / smallest[0])) if smallest[0] else float("inf"),
         spectral_gap=float(top[0] - top[1]) if k > 1 else float("nan"),
-        num_negative=int((every.values + every.errors < 0).sum()),
+        num_negative=int((every < -search.krylov.rounding * largest).sum()),
         negative_mass=density.mass(-np.inf, -1e-4 * largest),
         num_parameters=search.krylov.operator.size,
         num_examples=num_examples,

@@ -10,6 +10,8 @@ from losslab.solvers.estimate import Density
 from losslab.solvers.krylov import Krylov
 from losslab.status import Progress, Status, worst
 
+_MAX_POINTS = 20_000  # of the grid
+
 Quadrature = tuple[np.ndarray, np.ndarray]
 
 
@@ -41,19 +43,22 @@ def spectral_density(
         Density. Cost: num_probes × num_nodes products; memory num_nodes × n.
 
     Raises:
-        ValueError: num_probes or num_nodes below 1, width not above 0.
+        ValueError: num_probes or num_nodes below 1, vectors of another shape, width not above 0 or too small.
     """
     if num_probes < 1 or num_nodes < 1:
         raise ValueError(f"num_probes, num_nodes: expected at least 1 of each, got {num_probes} and {num_nodes}")
+    known_seed = seed if isinstance(seed, int) and vectors is None else None
     if vectors is None:
         vectors = rademacher((num_probes, operator.size), make_generator(seed))
+    elif vectors.ndim != 2 or vectors.shape[1] != operator.size or not len(vectors):
+        raise ValueError(f"vectors: expected shape (num_probes, {operator.size}), got {tuple(vectors.shape)}")
     quadratures, statuses, matvecs = [], [], 0
     for vector in vectors:
         krylov = Krylov(operator, vector, num_nodes)
         statuses.append(extend(krylov, num_nodes, progress, matvecs, len(vectors) * num_nodes))
         matvecs += krylov.matvecs
         quadratures.append(quadrature(krylov))
-    return density_from(quadratures, matvecs, worst(*statuses), width, seed if isinstance(seed, int) else None)
+    return density_from(quadratures, matvecs, worst(*statuses), width, known_seed)
 
 
 def extend(krylov: Krylov, num_steps: int, progress: Progress | None = None, done: int = 0, total: int = 0) -> Status:
@@ -79,13 +84,18 @@ def density_from(
     """Mean and standard error over probes of the smoothed measures, on a grid that covers all nodes."""
     nodes = np.concatenate([n for n, _ in quadratures])
     low, high = (nodes.min(), nodes.max()) if len(nodes) else (0.0, 0.0)
-    width = width if width is not None else (0.01 * (high - low) or 0.01 * max(abs(high), 1e-12))
+    largest = max(abs(low), abs(high))
+    if width is None:  # a range that is rounding (a multiple of the identity) gives no scale
+        width = 0.01 * (high - low if high - low > 1e-5 * largest else largest or 1e-12)
     if not width > 0:
         raise ValueError(f"width: expected a number > 0, got {width!r}")
-    # Four standard deviations beyond the ends hold 0.99994 of the outermost Gaussian; four points a standard deviation
+    # Six standard deviations beyond the ends leave out 1e-9 of the outermost Gaussian; four points a standard deviation
     # make the trapezoid rule exact to 1e-30, so that the integral over the grid is 1.
-    num_points = min(int(4 * (high - low + 8 * width) / width) + 1, 20_000)
-    grid = np.linspace(low - 4 * width, high + 4 * width, num_points)
+    num_points = int(4 * (high - low + 12 * width) / width) + 2
+    if num_points > _MAX_POINTS:
+        least = 4 * (high - low) / (_MAX_POINTS - 50)
+        raise ValueError(f"width: expected at least {least:.3g} for this spectrum, got {width!r}")
+    grid = np.linspace(low - 6 * width, high + 6 * width, num_points)
     curves = np.stack([smooth(*pair, grid, width) for pair in quadratures])
     num = len(quadratures)
     error = curves.std(axis=0, ddof=1) / np.sqrt(num) if num > 1 else np.full(len(grid), np.nan)
@@ -94,6 +104,8 @@ def density_from(
 
 
 def smooth(nodes: np.ndarray, weights: np.ndarray, grid: np.ndarray, width: float) -> np.ndarray:
-    """Σ w·N(λ; node, width²) on the grid."""
+    """Σ w·N(λ; node, width²) on the grid; NaN where there is no node (the first product was not finite)."""
+    if not len(nodes):
+        return np.full(len(grid), np.nan)
     gaussians = np.exp(-0.5 * ((grid[:, None] - nodes[None, :]) / width) ** 2)
     return gaussians @ weights / (width * np.sqrt(2 * np.pi))

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from losslab.operators.base import LinearOperator
 from losslab.random import gaussian, make_generator
@@ -46,7 +47,8 @@ def eigenpairs(
     Args:
         operator: Symmetric n×n.
         k: How many, 1 ≤ k ≤ n; with "both_ends" k at each end (2k ≤ n).
-        which: "largest_magnitude", "largest", "smallest" (algebraically), or "both_ends" (the largest, then the smallest).
+        which: "largest_magnitude", "largest", "smallest" (algebraically), or "both_ends" (the largest, then the
+            smallest).
         tol: Relative residual to stop at.
         max_basis: Vectors kept at most (memory max_basis × n numbers); default max(2k + 20, 40).
         max_matvecs: Products at most; default 20·max_basis.
@@ -56,7 +58,8 @@ def eigenpairs(
         progress: Called after each product.
 
     Returns:
-        Eigenpairs, sorted as asked; `status` says whether all converged. Cost: `matvecs` products.
+        Eigenpairs, sorted as asked; `status` says whether all converged. Cost: `matvecs` products. A pair that the
+        budget was too small to meet at all is NaN with an infinite error.
 
     Raises:
         ValueError: k, tol, max_basis or which out of range; a start vector of another shape, zero, or not finite.
@@ -71,7 +74,7 @@ def eigenpairs(
         raise ValueError(f"start: expected shape ({operator.size},), got {tuple(start.shape)}")
     krylov = Krylov(operator, start, max_basis)
     search = Search(krylov, k, which, tol)
-    status = run(search, lambda: search.found(), max_matvecs, generator, progress)
+    status = run(search, search.found, max_matvecs, generator, progress)
     return search.result(status, vectors, seed if isinstance(seed, int) else None)
 
 
@@ -82,11 +85,13 @@ def run(
     generator: torch.Generator,
     progress: Progress | None = None,
 ) -> Status:
-    """Extend the Krylov space, restarting when it is full, until `finished`, the budget, or nothing is left to search."""
+    """Extend the Krylov space, restarting when it is full, until `finished`, the budget, or nothing is left."""
     krylov = search.krylov
     while krylov.matvecs < max_matvecs:
         if krylov.full:
             search.compress()
+        if krylov.broken and not krylov.new_block(gaussian((krylov.operator.size,), generator)):
+            return Status.breakdown
         krylov.step()
         if not krylov.finite:
             return Status.nonfinite
@@ -94,11 +99,6 @@ def run(
             progress(krylov.matvecs, max_matvecs, search.note())
         if finished():
             return Status.breakdown if krylov.broken else Status.converged
-        if krylov.broken:
-            if krylov.full and krylov.size < krylov.operator.size:
-                search.compress()
-            if not krylov.new_block(gaussian((krylov.operator.size,), generator)):
-                return Status.breakdown
     return Status.budget_reached
 
 
@@ -108,43 +108,49 @@ class Search:
     def __init__(self, krylov: Krylov, k: int, which: Which, tol: float):
         self.krylov, self.k, self.tol = krylov, k, tol
         self.keys = _KEYS[which]
-        self._had_breakdown = False
 
     def selection(self, values: np.ndarray, extra: int = 0) -> np.ndarray:
         """Indices of the k wanted Ritz values (`extra` more at each end that is wanted), best first."""
-        ends = [np.argsort(-key(values), kind="stable")[: self.k + extra] for key in self.keys]
-        return np.array(list(dict.fromkeys(np.concatenate(ends).tolist())), dtype=int)
+        chosen: list[int] = []
+        for key in self.keys:  # an end takes what the one before has left, also where all values are equal
+            order = np.argsort(-key(values), kind="stable").tolist()
+            chosen += [i for i in order if i not in chosen][: self.k + extra]
+        return np.array(chosen, dtype=int)
 
     def found(self) -> bool:
         """Whether every wanted pair has converged, and nothing better can hide behind an invariant subspace."""
         krylov = self.krylov
-        self._had_breakdown |= krylov.broken
-        values, residuals, vectors = krylov.ritz()
+        values, residuals, _ = krylov.ritz()
         chosen = self.selection(values)
         if len(chosen) < self.k * len(self.keys) or not self._converged(values, residuals)[chosen].all():
             return krylov.size == krylov.operator.size
-        return not self._had_breakdown or krylov.size == krylov.operator.size or self._block_adds_nothing()
+        return not krylov.had_break or krylov.size == krylov.operator.size or self._block_adds_nothing()
 
     def compress(self) -> None:
         """Thick restart: keep the wanted pairs, and as many of the next ones as leave the space half empty."""
         krylov = self.krylov
         values, _, vectors = krylov.ritz()
-        extra = max(krylov.capacity // 2 // len(self.keys) - self.k, 1)
-        krylov.restart(np.sort(self.selection(values, extra)[: krylov.capacity - 2]), values, vectors)
+        # Two rows at least must be left to grow into.
+        room = max(krylov.capacity // 2, min(self.k * len(self.keys) + 1, krylov.capacity - 2))
+        keep = self.selection(values, max(room // len(self.keys) - self.k, 0))
+        krylov.restart(np.sort(keep), values, vectors)
 
-    def result(self, status: Status, vectors: bool, seed: int | None, *, wanted_only: bool = True) -> Eigenpairs:
-        """The wanted pairs (or all Ritz pairs, ascending) as they are now."""
+    def result(self, status: Status, vectors: bool, seed: int | None) -> Eigenpairs:
+        """The wanted pairs as they are now; NaN for those that the space is still too small to hold."""
         krylov = self.krylov
         values, residuals, columns = krylov.ritz()
-        chosen = self.selection(values) if wanted_only else np.arange(len(values))
-        rounding = np.finfo(columns.dtype).eps if krylov.basis.dtype == torch.float64 else torch.finfo(torch.float32).eps
-        rounding *= np.abs(values).max(initial=0.0)
+        chosen = self.selection(values)
+        missing = self.k * len(self.keys) - len(chosen)
+
+        def padded(array: np.ndarray, fill: float | bool) -> np.ndarray:
+            return np.append(array[chosen], np.full(missing, fill, dtype=array.dtype))
+
         return Eigenpairs(
-            values=values[chosen],
-            residuals=np.maximum(residuals, rounding)[chosen],
-            errors=np.maximum(error_bounds(values, residuals), rounding)[chosen],
-            converged=self._converged(values, residuals)[chosen],
-            vectors=krylov.ritz_vectors(columns[:, chosen]) if vectors else None,
+            values=padded(values, np.nan),
+            residuals=padded(residuals, np.inf),
+            errors=padded(residuals + krylov.rounding * krylov.norm, np.inf),
+            converged=padded(self._converged(values, residuals), False),
+            vectors=pad(krylov.ritz_vectors(columns[:, chosen]), (0, missing), value=np.nan) if vectors else None,
             matvecs=krylov.matvecs,
             status=status,
             basis_bytes=krylov.basis.numel() * krylov.basis.element_size(),
@@ -179,23 +185,6 @@ class Search:
             if not converged[best] or key(values[best]) > last_wanted + slack:
                 return False
         return True
-
-
-def error_bounds(values: np.ndarray, residuals: np.ndarray) -> np.ndarray:
-    """min(r, r²/gap) for each of the ascending Ritz values (Kato–Temple), gap to the nearest other one's interval.
-
-    The gap is measured to the nearest Ritz value less that one's residual; where intervals overlap the bound is r.
-    """
-    if len(values) < 2:
-        return residuals.copy()
-    gaps = np.full(len(values), np.inf)
-    for i in range(len(values)):
-        for j in (i - 1, i + 1):
-            if 0 <= j < len(values):
-                gaps[i] = min(gaps[i], abs(values[i] - values[j]) - residuals[j])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        sharp = np.where(gaps > residuals, residuals**2 / gaps, residuals)
-    return np.minimum(residuals, sharp)
 
 
 def _check(

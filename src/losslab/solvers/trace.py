@@ -43,11 +43,13 @@ def trace(
         Estimate with its standard error; `budget_reached` if that is above tol·|trace|.
 
     Raises:
-        ValueError: tol not above 0, max_matvecs below 16.
+        ValueError: tol not above 0, max_matvecs below 16, vectors of another shape.
     """
     if not tol > 0:
         raise ValueError(f"tol: expected a number > 0, got {tol!r}")
     if vectors is not None:
+        if vectors.ndim != 2 or vectors.shape[1] != operator.size or not len(vectors):
+            raise ValueError(f"vectors: expected shape (s, {operator.size}), got {tuple(vectors.shape)}")
         samples = deflated_samples(operator, vectors, None)
         return estimate(0.0, samples, len(vectors), tol, None)
     if max_matvecs < 2 * _MIN_SAMPLES:
@@ -55,9 +57,13 @@ def trace(
     generator = make_generator(seed)
     krylov = Krylov(operator, rademacher((operator.size,), generator), max_matvecs // 2)
     status = extend(krylov, krylov.capacity, progress, 0, max_matvecs)
+    # An invariant subspace is not the end: the rest of the basis makes small and degenerate matrices exact.
+    while krylov.broken and krylov.new_block(rademacher((operator.size,), generator)):
+        status = extend(krylov, krylov.capacity, progress, 0, max_matvecs)
     if status is Status.nonfinite:
         return Estimate(math.nan, math.nan, 0, krylov.matvecs, status)
-    return complete(krylov, max_matvecs - krylov.matvecs, tol, generator, seed if isinstance(seed, int) else None, progress)
+    known_seed = seed if isinstance(seed, int) else None
+    return complete(krylov, max_matvecs - krylov.matvecs, tol, generator, known_seed, progress)
 
 
 def complete(

@@ -1,7 +1,7 @@
 """The main job, from nothing to a report's worth of records: three optimizers, their solutions, what lies between."""
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,15 @@ class DemoSettings:
 
 
 QUICK = DemoSettings(
-    overrides=("training.epochs=4", "model.width=8", "probes.examples=128", "probes.batch_size=128"),
+    overrides=(
+        "training.epochs=8",
+        "model.width=16",
+        "schedule.warmup_steps=34",
+        "probes.examples=128",
+        "probes.batch_size=128",
+    ),
     probes={
-        "spectrum": {"k": 5, "num_nodes": 30, "num_probes": 2, "max_matvecs": 60, "trace_tol": 0.05, "trace_samples": 16},
+        "spectrum": {"k": 5, "tol": 1e-2, "num_nodes": 30, "num_probes": 2, "trace_tol": 0.1, "trace_samples": 16},
         "sharpness": {"num_samples": 10},
         "plane": {"resolution": 9},
         "noise": {"tol": 1e-2},
@@ -74,16 +80,14 @@ def demo(folder: str | Path, settings: DemoSettings | None = None, *, progress: 
     for name in RUNS:
         config = load_config(shipped_configs()[name], settings.overrides)
         run_folder = RunFolder.create(study.path / name, overwrite=True)
-        meter.stage("train", name, lambda tick, c=config, f=run_folder: train(c, f, progress=tick))
+        train(config, run_folder, progress=meter.stage("train", name))
         runs[name] = load_run(run_folder.path)
     for name, run in runs.items():
         risk = risk_of(run)
         for probe, options in settings.probes.items():
-            row = find_probe(probe)
-            meter.stage(probe, name, lambda tick: measure(row, run, settings=options, risk=risk, progress=tick))  # noqa: B023
-    interpolation = find_probe("interpolation")
+            measure(find_probe(probe), run, settings=options, risk=risk, progress=meter.stage(probe, name))
     for a, b in itertools.combinations(runs, 2):
-        meter.stage("interpolation", f"{a} – {b}", lambda tick: measure(interpolation, runs[a], runs[b], progress=tick))  # noqa: B023
+        measure(find_probe("interpolation"), runs[a], runs[b], progress=meter.stage("interpolation", f"{a}, {b}"))
     return study.path
 
 
@@ -92,20 +96,20 @@ class _Meter:
 
     def __init__(self, settings: DemoSettings, progress: Progress | None):
         pairs = len(RUNS) * (len(RUNS) - 1) // 2
-        weights = settings.weights
-        self._total = len(RUNS) * (weights["train"] + sum(weights[p] for p in settings.probes)) + pairs * weights["interpolation"]
-        self._weights, self._progress, self._before = weights, progress, 0.0
+        self._weights = settings.weights
+        each = self._weights["train"] + sum(self._weights[probe] for probe in settings.probes)
+        self._total = len(RUNS) * each + pairs * self._weights["interpolation"]
+        self._progress, self._next = progress, 0.0
 
-    def stage(self, kind: str, name: str, work: Callable[[Progress], Any]) -> None:
-        """Run one stage; its own progress moves the whole by the stage's weight."""
-        weight = self._weights[kind]
+    def stage(self, kind: str, name: str) -> Progress:
+        """The next stage's progress: it moves the whole by the stage's weight."""
+        start, weight = self._next, self._weights[kind]
+        self._next += weight
 
         def tick(done: float, total: float, note: str) -> None:
             if self._progress is not None:
                 share = min(done / total, 1.0) if total else 0.0
-                self._progress(self._before + weight * share, self._total, f"{name}: {kind}  {note}")
+                self._progress(start + weight * share, self._total, f"{name}: {kind}  {note}")
 
         tick(0, 1, "")
-        work(tick)
-        self._before += weight
-        tick(0, 1, "")
+        return tick

@@ -76,7 +76,8 @@ def keyword_arguments(probe: Probe, settings: Mapping[str, Any]) -> dict[str, An
     """Flat settings as the probe takes them: those that its options object has go into one."""
     parameters = inspect.signature(probe.measure).parameters
     fields = {field.name for field in dataclasses.fields(probe.options)} if probe.options else set()
-    known = {name for name, p in parameters.items() if p.kind is not p.POSITIONAL_ONLY} - {"risk", "progress", "options"}
+    known = {name for name, p in parameters.items() if p.kind is not p.POSITIONAL_ONLY}
+    known -= {"risk", "progress", "options"}
     for name in settings:
         if name not in known | fields:
             raise ValueError(f"probe {probe.name!r}: unknown setting {name!r}, {suggestion(name, known | fields)}")

@@ -1,0 +1,277 @@
+"""What every probe must satisfy. A new probe is one row of PROBES, and one of ROWS here."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cases import Case, classes, conv_batchnorm, mlp, normal, paired, seeded
+from torch import nn
+from torch.nn import functional as F
+from untouched import assert_untouched
+
+from losslab.operators.risk import EmpiricalRisk
+from losslab.probes import PROBES
+from losslab.probes.spectrum import SpectrumOptions
+from losslab.status import Status
+from losslab.studies.record import RunFolder
+
+
+class Encoder(nn.Module):
+    """A tiny transformer, called by keywords as transformers' models are."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(6, 4)
+        self.encoder = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(4, 2, 8, dropout=0.1, batch_first=True), 1, enable_nested_tensor=False
+        )
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, input_ids):
+        return self.head(self.encoder(self.embedding(input_ids)).mean(1))
+
+
+def encoder_case() -> Case:
+    tokens, labels = classes(5, 3, num=6), classes(5)
+    batches = [{"input_ids": tokens[i], "labels": labels[i]} for i in (slice(0, 3), slice(3, 5))]
+    model = seeded(Encoder).double()
+    return Case(model, lambda output, batch: F.cross_entropy(output, batch["labels"]), batches, None, {})
+
+
+class Parabola(nn.Module):
+    """L(θ) = ½ Σ hᵢ θᵢ² as the mean of examples ½ N Σ over one coordinate each: everything about it is known."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2, 3, dtype=torch.float64))
+
+    def forward(self, x):
+        return x @ self.weight.reshape(-1)
+
+
+CURVATURES = torch.tensor([1.0, 2.0, 3.0, 5.0, 8.0, 13.0], dtype=torch.float64)
+
+
+def quadratic() -> EmpiricalRisk:
+    """At θ = 0: H = diag(CURVATURES), gradients ∓gᵢ in pairs."""
+    rows = torch.diag((6 * CURVATURES).sqrt())
+
+    def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (0.5 * output**2 + target * output).mean()
+
+    # Each row twice, with target +1 and −1: the linear terms cancel, and are the gradient noise.
+    inputs, targets = rows.repeat_interleave(2, 0), torch.tensor([1.0, -1.0] * 6, dtype=torch.float64)
+    return EmpiricalRisk(Parabola(), loss, [(inputs[:5], targets[:5]), (inputs[5:], targets[5:])])
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "MLP": lambda: paired(mlp(), nn.CrossEntropyLoss(), normal(7, 4), classes(7), [3, 4]),
+    "CNN with BatchNorm": lambda: paired(
+        seeded(conv_batchnorm), nn.CrossEntropyLoss(), normal(6, 1, 4, 4), classes(6), [4, 2]
+    ),
+    "transformer, dict batches": encoder_case,
+}
+
+
+@dataclass
+class Row:
+    """Small settings for speed, what follows the risk, and a check of the known values on the quadratic."""
+
+    options: dict[str, Any]
+    known: Callable[[Any], None]
+    solutions: Callable[[EmpiricalRisk], tuple[Any, ...]] = lambda risk: ()
+
+
+def near(value: Any, expected: Any, tolerance: float = 1e-9) -> None:
+    np.testing.assert_allclose(value, expected, rtol=tolerance, atol=tolerance)
+
+
+def known_spectrum(result) -> None:
+    near(result.top, [13, 8])
+    near(result.smallest, [1, 2])
+    near([result.trace.value, result.condition_number, result.spectral_gap], [32, 13, 5])
+    assert (result.num_negative, result.negative_mass, result.num_parameters) == (0, 0.0, 6)
+
+
+def known_sharpness(result) -> None:
+    assert 0 < result.value <= 0.5 * 0.3**2 * 13
+    near([result.loss, result.radius], [0, 0.3])
+
+
+def known_line(result) -> None:
+    near(result.losses, 0.5 * 13 * result.alphas**2)
+
+
+def known_plane(result) -> None:
+    near(result.losses, 0.5 * 13 * result.alphas[None, :] ** 2 + 0.5 * result.betas[:, None] ** 2)
+
+
+def known_noise(result) -> None:
+    # gᵢ = ±√(6hᵢ)eᵢ: C = diag(h) too.
+    near([result.covariance_top, result.hessian_top, result.ratio], [13, 13, 1], 1e-5)
+
+
+def known_interpolation(result) -> None:
+    near(result.losses, 0.5 * 32 * (2 * result.alphas - 1) ** 2)
+    near([result.barrier, result.distance, result.best_alpha], [0, 2 * 6**0.5, 0.5])
+
+
+def opposite(risk: EmpiricalRisk) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    step = torch.randn(risk.space.size, generator=generator, dtype=risk.dtype) * 0.3
+    return risk.space.vector() - step, risk.space.vector() + step
+
+
+E0, E5 = torch.eye(6, dtype=torch.float64)[[0, 5]]
+QUADRATIC: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {  # arguments on the quadratic
+    "spectrum": ((2,), {}),
+    "sharpness": ((), {"radius": 0.3, "relative": False}),
+    "line": ((), {"direction": E5}),
+    "plane": ((), {"directions": (E5, E0), "resolution": 5}),
+    "noise": ((), {"tol": 1e-8}),
+    "interpolation": ((-torch.ones(6), torch.ones(6)), {"alphas": [-0.5, 0.5, 0.75]}),
+}
+ROWS = {
+    "spectrum": Row({"options": SpectrumOptions(num_nodes=8, num_probes=2, trace_samples=8)}, known_spectrum),
+    "sharpness": Row({"num_samples": 4}, known_sharpness),
+    "line": Row({"resolution": 5}, known_line),
+    "plane": Row({"resolution": 3}, known_plane),
+    "noise": Row({"tol": 1e-2}, known_noise),
+    "interpolation": Row({"alphas": [0.25, 0.5]}, known_interpolation, opposite),
+}
+
+
+@pytest.fixture(params=PROBES, ids=str)
+def probe(request):
+    return PROBES[request.param]
+
+
+@pytest.fixture(params=CASES, ids=str)
+def case(request) -> Case:
+    return CASES[request.param]()
+
+
+def measure(probe, risk: EmpiricalRisk, **kwargs: Any) -> Any:
+    row = ROWS[probe.name]
+    return probe.measure(risk, *row.solutions(risk), **row.options, **kwargs)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal bit for bit, type for type, NaN equal to NaN."""
+    if dataclasses.is_dataclass(a):
+        return type(a) is type(b) and all(same(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
+    if isinstance(a, np.ndarray):
+        return isinstance(b, np.ndarray) and a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    return type(a) is type(b) and (a == b or (a != a and b != b))
+
+
+def test_table_is_complete():
+    assert ROWS.keys() == PROBES.keys() == QUADRATIC.keys()
+    assert all(name == probe.name for name, probe in PROBES.items())
+
+
+def test_known_value_on_a_quadratic(probe):
+    arguments, options = QUADRATIC[probe.name]
+    result = probe.measure(quadratic(), *arguments, **options)
+    ROWS[probe.name].known(result)
+    assert result.status.ok
+
+
+def test_measures_every_architecture(probe, case):
+    result = measure(probe, case.risk())
+    assert isinstance(result, probe.result)
+    assert result.status in (Status.converged, Status.breakdown, Status.budget_reached)
+    _, arrays = result.to_record()
+    finite = {k: v for k, v in arrays.items() if k != "density.standard_error"}
+    assert all(np.isfinite(v).all() for v in finite.values())
+
+
+def test_record_round_trip_is_exact(probe, case, tmp_path):
+    result = measure(probe, case.risk())
+    RunFolder(tmp_path).write_probe(probe.name, "7", *result.to_record())
+    assert same(probe.result.from_record(*RunFolder(tmp_path).read_record(probe.name)), result)
+
+
+def test_nonfinite_numbers_survive_the_record(probe, tmp_path):
+    """A probe that met NaN has a record too, and says so."""
+    result = measure(probe, CASES["MLP"]().risk())
+    spoiled = {f.name: spoil(getattr(result, f.name)) for f in dataclasses.fields(result)}
+    result = dataclasses.replace(result, **spoiled)
+    assert result.status is Status.nonfinite
+    RunFolder(tmp_path).write_probe(probe.name, "7", *result.to_record())
+    assert same(probe.result.from_record(*RunFolder(tmp_path).read_record(probe.name)), result)
+
+
+def spoil(value: Any) -> Any:
+    if isinstance(value, Status):
+        return Status.nonfinite
+    if isinstance(value, np.ndarray):
+        return np.where(np.arange(value.size).reshape(value.shape) % 2 == 0, np.nan, -np.inf)
+    return float("nan") if isinstance(value, float) else value
+
+
+def test_same_seed_same_bits(probe):
+    first, again = (measure(probe, CASES["MLP"]().risk()) for _ in range(2))
+    assert same(first, again)
+    if hasattr(first, "seed"):
+        other = measure(probe, CASES["MLP"]().risk(), seed=5)
+        assert not same(first, dataclasses.replace(other, seed=first.seed))
+        assert other.seed == 5
+
+
+def test_touches_nothing(probe, case):
+    with assert_untouched(case.model):
+        measure(probe, case.risk())
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_touches_nothing_when_interrupted_by_the_progress_callback(probe, case, calls):
+    seen = 0
+
+    def stop(done, total, note):
+        nonlocal seen
+        seen += 1
+        if seen == calls:
+            raise KeyboardInterrupt
+
+    with assert_untouched(case.model), pytest.raises(KeyboardInterrupt):
+        measure(probe, case.risk(), progress=stop)
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_touches_nothing_when_interrupted_inside_forward(probe, case, after):
+    """The user presses Ctrl-C in the middle of a forward pass, not between two points."""
+    case.model.calls = 0
+    forward = type(case.model).forward
+    risk = case.risk()
+
+    class Interrupted(type(case.model)):
+        def forward(self, *args, **kwargs):
+            output = forward(self, *args, **kwargs)
+            self.calls += 1
+            if self.calls > after:
+                raise KeyboardInterrupt
+            return output
+
+    case.model.__class__ = Interrupted
+    with assert_untouched(case.model), pytest.raises(KeyboardInterrupt):
+        measure(probe, risk)
+    assert case.model.calls == after + 1
+
+
+def test_progress_counts_up_to_the_total(probe):
+    seen: list[tuple[float, float]] = []
+
+    def note(done, total, text):
+        assert isinstance(text, str)
+        seen.append((done, total))
+
+    measure(probe, CASES["MLP"]().risk(), progress=note)
+    done = [d for d, _ in seen]
+    assert done == sorted(done)
+    assert all(0 < d <= t for d, t in seen)
+    assert len({t for _, t in seen}) == 1

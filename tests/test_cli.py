@@ -1,0 +1,166 @@
+"""The command line: what a user types, and what they see when it is wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from losslab import __version__, cli
+from losslab.studies.demo import RUNS
+from losslab.studies.record import RunFolder
+
+TRAIN = ["--set", "training.epochs=1", "--set", "model.width=4", "--set", "probes.examples=64", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def runner():
+    return CliRunner()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, runner) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    for name in ("sgd", "adamw"):
+        result = runner.invoke(cli.app, ["train", name, *TRAIN, "--output", str(folder / name)])
+        assert result.exit_code == 0, result.output
+        assert "test accuracy" in result.output
+    return folder
+
+
+def error_of(arguments: list[str], monkeypatch, capsys) -> str:
+    """The one line on stderr of a command that must fail with exit code 2."""
+    monkeypatch.setattr(sys, "argv", ["losslab", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_version(runner):
+    assert runner.invoke(cli.app, ["--version"]).output.strip() == f"losslab {__version__}"
+
+
+def test_list_names_every_table(runner):
+    output = runner.invoke(cli.app, ["list"]).output
+    for name in ("spectrum", "interpolation", "simple_cnn", "digits", "sgd_momentum"):
+        assert name in output
+
+
+def test_probe_writes_what_it_prints(trained, runner):
+    run = trained / "sgd"
+    result = runner.invoke(cli.app, ["probe", "sharpness", "--run", str(run), "--set", "num_samples=3", "--quiet"])
+    assert result.exit_code == 0, result.output
+    record = RunFolder(run).read_probe("sharpness")
+    assert record["num_samples"] == 3
+    assert f"{record['value']:.6g}" in result.output
+
+
+def test_probe_options_reach_the_options_object(trained, runner):
+    changes = ["k=2", "num_nodes=12", "num_probes=1", "trace_samples=8"]
+    arguments = [item for change in changes for item in ("--set", change)]
+    result = runner.invoke(cli.app, ["probe", "spectrum", "--run", str(trained / "sgd"), *arguments, "--quiet"])
+    assert result.exit_code == 0, result.output
+    record = RunFolder(trained / "sgd").read_probe("spectrum")
+    assert len(record["top"]) == 2
+    assert record["density"]["num_probes"] == 1
+
+
+def test_probe_between_two_runs_lands_in_the_study(trained, runner):
+    a, b = str(trained / "sgd"), str(trained / "adamw")
+    result = runner.invoke(cli.app, ["probe", "interpolation", "--run", a, "--to", b, "--quiet"])
+    assert result.exit_code == 0, result.output
+    assert RunFolder(trained).probes() == {"interpolation": ["sgd--adamw"]}
+
+
+def test_report_of_a_run_and_of_a_study(trained, runner):
+    for folder in (trained / "sgd", trained):
+        result = runner.invoke(cli.app, ["report", str(folder)])
+        assert result.exit_code == 0, result.output
+        assert (folder / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", "nowhere.yaml"], "no such file"),
+        (["train", "sgd", "--set", "optimizer.momentun=0.9"], "did you mean 'momentum'"),
+        (["probe", "spectrun", "--run", "{run}"], "did you mean 'spectrum'"),
+        (["probe", "plane", "--run", "{run}", "--set", "resolutoin=5"], "did you mean 'resolution'"),
+        (["probe", "plane", "--run", "{run}", "--set", "resolution=4"], "odd number"),
+        (["probe", "interpolation", "--run", "{run}"], "two runs"),
+        (["probe", "plane", "--run", "{run}", "--to", "{run}"], "one run"),
+        (["probe", "plane", "--run", "{run}", "--checkpoint", "frist"], "frist"),
+        (["report", "/nowhere"], "no such folder"),
+        (["train", "sgd", "--output", "{run}"], "not empty"),
+    ],
+)
+def test_errors_are_one_line(arguments, says, trained, monkeypatch, capsys):
+    arguments = [a.replace("{run}", str(trained / "sgd")) for a in arguments]
+    line = error_of(arguments, monkeypatch, capsys)
+    assert says in line
+    assert "Traceback" not in line
+
+
+def test_debug_shows_the_traceback(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["losslab", "--debug", "train", "nowhere.yaml"])
+    with pytest.raises(ValueError, match="no such file"):
+        cli.main()
+
+
+def test_demo_quick_end_to_end(tmp_path):
+    """The main job, as a user starts it; piped output shows no bar."""
+    command = [sys.executable, "-m", "losslab", "demo", "--quick", "--output", str(tmp_path / "demo")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    study = tmp_path / "demo"
+    assert (study / "report.html").stat().st_size > 1_000_000  # plotly inside
+    assert len(list((study / "figures").glob("*.png"))) >= 10
+    for name in RUNS:
+        run = RunFolder(study / name)
+        assert set(run.probes()) == {"spectrum", "sharpness", "plane", "noise"}
+        assert run.metrics()[-1]["test_accuracy"] > 0.5
+        spectrum = run.read_probe("spectrum")
+        assert len(spectrum["top"]) == 5
+        assert (spectrum["top"][:-1] >= spectrum["top"][1:]).all()
+    assert len(RunFolder(study).probes()["interpolation"]) == 3
+    for label in RunFolder(study).probes()["interpolation"]:
+        record = RunFolder(study).read_probe("interpolation", label)
+        assert record["alphas"][[0, -1]].tolist() == [-0.5, 1.5]
+        assert record["barrier"] >= 0
+    again = subprocess.run([sys.executable, "-m", "losslab", "report", str(study)], capture_output=True, check=False)
+    assert again.returncode == 0
+
+
+def test_demo_never_touches_a_foreign_folder(tmp_path, monkeypatch, capsys):
+    (tmp_path / "config.json").write_text(json.dumps({"mine": 1}))
+    line = error_of(["demo", "--quick", "--output", str(tmp_path)], monkeypatch, capsys)
+    assert "not empty" in line
+    assert json.loads((tmp_path / "config.json").read_text()) == {"mine": 1}
+
+
+def test_demo_interrupted_still_reports(tmp_path, monkeypatch, capsys):
+    """Ctrl-C after the first training: exit code 130, and a page of what was measured by then."""
+    calls = []
+    real = cli.run_demo
+
+    def stopped(folder, settings, *, progress):
+        def tick(done, total, note):
+            calls.append(note)
+            if "spectrum" in note and done > 0:
+                raise KeyboardInterrupt
+
+        return real(folder, settings, progress=tick)
+
+    monkeypatch.setattr(cli, "run_demo", stopped)
+    monkeypatch.setattr(sys, "argv", ["losslab", "demo", "--quick", "--output", str(tmp_path / "demo")])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == 130
+    assert (tmp_path / "demo" / "report.html").is_file()
+    assert "stopped" in capsys.readouterr().out
