@@ -51,7 +51,7 @@ def test_readme_example_prints_what_it_says():
         # Other processors round differently, and 100 steps of training carry it on; error bounds are sizes only.
         numbers = [NUMBER.findall(re.sub(r"± \S+", "", text)) for text in (got, said)]
         for a, b in zip(*numbers, strict=True):
-            assert float(a) == pytest.approx(float(b), rel=0.1), (got, said)
+            assert float(a) == pytest.approx(float(b), rel=0.25), (got, said)
 
 
 def test_readme_commands_run(tmp_path, monkeypatch):
