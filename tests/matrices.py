@@ -15,7 +15,9 @@ def rotation(n: int, seed: int = 0) -> Tensor:
     return torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=generator))[0]
 
 
-def rotated(eigenvalues: Sequence[float] | np.ndarray, dtype: torch.dtype = torch.float64, seed: int = 0) -> DenseOperator:
+def rotated(
+    eigenvalues: Sequence[float] | np.ndarray, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> DenseOperator:
     """QΛQᵀ in general position."""
     values = torch.as_tensor(np.asarray(eigenvalues, dtype=np.float64))
     q = rotation(len(values), seed)

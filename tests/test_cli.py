@@ -1,6 +1,7 @@
 """The command line: what a user types, and what they see when it is wrong."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -115,7 +116,9 @@ def test_debug_shows_the_traceback(monkeypatch):
 def test_demo_quick_end_to_end(tmp_path):
     """The main job, as a user starts it; piped output shows no bar."""
     command = [sys.executable, "-m", "losslab", "demo", "--quick", "--output", str(tmp_path / "demo")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    # Tests run side by side: a second thread would wait for the others' processes.
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=alone)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     study = tmp_path / "demo"

@@ -39,11 +39,11 @@ def test_integral_is_one(name, width, dtype):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_half_the_mass_at_each_cluster(seed):
-    """Fixed number of probes, z-test with the standard error that 400 independent probes show."""
+    """Fixed number of probes, z-test with the standard error that 200 independent probes show."""
     operator = rotated(SPECTRA["clusters"], seed=seed)
-    shares = [spectral_density(operator, num_probes=1, seed=100 * seed + s).mass(4.9, 5.1) for s in range(400)]
+    shares = [spectral_density(operator, num_probes=1, seed=100 * seed + s).mass(4.9, 5.1) for s in range(200)]
     error = np.std(shares, ddof=1) / np.sqrt(len(shares))
-    assert abs(np.mean(shares) - 0.5) < 4 * error < 0.02
+    assert abs(np.mean(shares) - 0.5) < 4 * error < 0.03
     density = spectral_density(operator, seed=seed)
     assert density.mass(0.99, 1.01) + density.mass(4.99, 5.01) == pytest.approx(1, abs=1e-12)
     assert density.mass(1.01, 4.99) == 0
@@ -68,21 +68,21 @@ def test_all_sign_vectors_give_exact_moments():
 
 
 def test_standard_error_is_calibrated():
-    """z = (mean − truth)/error over 120 runs: variance near 1 (chi-square with 20 probes each: 1.0–1.12 expected)."""
+    """z = (mean − truth)/error over 60 runs: variance near 1 (chi-square with 20 probes each: 1.0–1.12 expected)."""
     operator = rotated(np.linspace(0, 1, 60) ** 2)
     width = 0.1
     values = np.linspace(0, 1, 60) ** 2
     scores = []
-    for seed in range(120):
+    for seed in range(60):
         density = spectral_density(operator, num_probes=20, num_nodes=25, width=width, seed=seed)
         at = [np.searchsorted(density.grid, where) for where in (0.05, 0.4, 0.8)]
         truth = np.exp(-0.5 * ((density.grid[at, None] - values) / width) ** 2).mean(1) / (width * np.sqrt(2 * np.pi))
         scores.append((density.density[at] - truth) / density.standard_error[at])
     scores = np.array(scores)
-    assert (np.abs(scores.mean(axis=0)) < 4 / np.sqrt(120) * 1.1).all()
-    # 120 squared scores of t with 19 degrees of freedom: mean 1.12, standard deviation 0.16.
-    assert ((scores**2).mean(axis=0) > 0.6).all()
-    assert ((scores**2).mean(axis=0) < 1.8).all()
+    assert (np.abs(scores.mean(axis=0)) < 4 / np.sqrt(60) * 1.1).all()
+    # 60 squared scores of t with 19 degrees of freedom: mean 1.12, standard deviation 0.23.
+    assert ((scores**2).mean(axis=0) > 0.5).all()
+    assert ((scores**2).mean(axis=0) < 2.0).all()
 
 
 def test_outliers_and_bulk():
@@ -100,6 +100,15 @@ def test_outliers_and_bulk():
     assert density.mass(4.2, np.inf) == pytest.approx(3 / n, rel=0.5)
     assert density.mass(-1e-9, 4.2) == pytest.approx(1, abs=0.01)
     assert density.mass(-np.inf, -1e-6) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_low_rank_stops_early(dtype):
+    """In the null space a product is rounding of ‖A‖, and no direction to go on in."""
+    for seed in range(3):
+        density = spectral_density(rotated([4.0, -3.0] + [0.0] * 198, dtype, seed), seed=seed)
+        assert density.matvecs <= 4 * 6
+        assert density.mass(-1e-4, 1e-4) == pytest.approx(0.99, abs=0.02)
 
 
 def test_one_probe_has_no_error_band():

@@ -73,7 +73,7 @@ def interpolate(
     # np.linspace misses 1 by rounding; an end must be exactly that solution.
     grid = np.where(np.abs(grid - np.round(grid)) < 1e-12, np.round(grid), grid)
     grid = np.unique(np.concatenate([grid, [0.0, 1.0]]))
-    start, end = risk.space.vector_of(a, "a"), risk.space.vector_of(b, "b")
+    start, end = risk.space.vector_of(a, "a").detach(), risk.space.vector_of(b, "b").detach()
     buffers_a, buffers_b = _real_buffers(a, risk.model), _real_buffers(b, risk.model)
     shared = buffers_a.keys() & buffers_b.keys()
     losses = np.empty(len(grid))

@@ -46,7 +46,7 @@ class Krylov:
     def rounding(self) -> float:
         """What rounding leaves of a vector that ought to be zero, in units of ‖A‖: no residual is known better.
 
-        An error of eps in each product, and up to 7 eps of the basis after many restarts (measured, n up to 2000).
+        An error of eps in each product, and up to 8 eps of the basis after many restarts (measured).
         """
         return torch.finfo(self.operator.dtype).eps + 10 * torch.finfo(self.basis.dtype).eps
 

@@ -103,10 +103,13 @@ def run(
 
 
 class Search:
-    """Which Ritz pairs of a Krylov space are wanted, and have they converged?"""
+    """Which Ritz pairs of a Krylov space are wanted, and have they converged?
 
-    def __init__(self, krylov: Krylov, k: int, which: Which, tol: float):
-        self.krylov, self.k, self.tol = krylov, k, tol
+    A pair has converged when its residual is at most tol·|θ|, or at most floor·‖A‖.
+    """
+
+    def __init__(self, krylov: Krylov, k: int, which: Which, tol: float, floor: float = 0.0):
+        self.krylov, self.k, self.tol, self.floor = krylov, k, tol, floor
         self.keys = _KEYS[which]
 
     def selection(self, values: np.ndarray, extra: int = 0) -> np.ndarray:
@@ -141,6 +144,8 @@ class Search:
         values, residuals, columns = krylov.ritz()
         chosen = self.selection(values)
         missing = self.k * len(self.keys) - len(chosen)
+        # Each restart rounds the basis once more (float64, 7 restarts: 24 eps‖A‖).
+        rounding = krylov.rounding * krylov.norm * max(1.0, krylov.matvecs / krylov.capacity)
 
         def padded(array: np.ndarray, fill: float | bool) -> np.ndarray:
             return np.append(array[chosen], np.full(missing, fill, dtype=array.dtype))
@@ -148,7 +153,7 @@ class Search:
         return Eigenpairs(
             values=padded(values, np.nan),
             residuals=padded(residuals, np.inf),
-            errors=padded(residuals + krylov.rounding * krylov.norm, np.inf),
+            errors=padded(residuals + rounding, np.inf),
             converged=padded(self._converged(values, residuals), False),
             vectors=pad(krylov.ritz_vectors(columns[:, chosen]), (0, missing), value=np.nan) if vectors else None,
             matvecs=krylov.matvecs,
@@ -164,7 +169,7 @@ class Search:
 
     def _converged(self, values: np.ndarray, residuals: np.ndarray) -> np.ndarray:
         # Below the rounding of ‖A‖ a residual cannot fall: an eigenvalue of zero has converged there.
-        floor = 1e2 * torch.finfo(self.krylov.basis.dtype).eps * np.abs(values).max(initial=0.0)
+        floor = max(1e2 * torch.finfo(self.krylov.basis.dtype).eps, self.floor) * np.abs(values).max(initial=0.0)
         return residuals <= np.maximum(self.tol * np.abs(values), floor)
 
     def _block_adds_nothing(self) -> bool:
