@@ -147,6 +147,32 @@ def test_demo_never_touches_a_foreign_folder(tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "config.json").read_text()) == {"mine": 1}
 
 
+def test_demo_never_replaces_runs_that_are_not_its_own(tmp_path, runner, monkeypatch, capsys):
+    """`losslab train sgd --output runs/sgd`, then `losslab demo --output runs`."""
+    result = runner.invoke(cli.app, ["train", "sgd", *TRAIN, "--output", str(tmp_path / "sgd")])
+    assert result.exit_code == 0, result.output
+    assert "not empty" in error_of(["demo", "--quick", "--output", str(tmp_path)], monkeypatch, capsys)
+    assert RunFolder(tmp_path / "sgd").metrics()
+
+
+def test_train_overwrites_only_when_told(tmp_path, runner, monkeypatch, capsys):
+    command = ["train", "sgd", *TRAIN, "--output", str(tmp_path / "run")]
+    assert runner.invoke(cli.app, command).exit_code == 0
+    assert "--overwrite" in error_of(command, monkeypatch, capsys)
+    assert runner.invoke(cli.app, [*command, "--overwrite"]).exit_code == 0
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    foreign = ["train", "sgd", *TRAIN, "--output", str(tmp_path / "mine"), "--overwrite"]
+    assert "not empty" in error_of(foreign, monkeypatch, capsys)
+
+
+def test_line_is_in_the_report(trained, runner):
+    run = trained / "adamw"
+    assert runner.invoke(cli.app, ["probe", "line", "--run", str(run), "--quiet"]).exit_code == 0
+    assert runner.invoke(cli.app, ["report", str(run)]).exit_code == 0
+    assert (run / "figures" / "slices.png").is_file()
+
+
 def test_demo_interrupted_still_reports(tmp_path, monkeypatch, capsys):
     """Ctrl-C after the first training: exit code 130, and a page of what was measured by then."""
     calls = []

@@ -9,7 +9,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from cases import Unused, classes, mlp, normal, seeded, split
 from losslab.operators import gradient_covariance
 from losslab.operators.gradient_covariance import GradientCovariance
-from losslab.operators.gradient_graph import graph_bytes
 from losslab.operators.risk import EmpiricalRisk
 from untouched import assert_untouched
 
@@ -105,12 +104,12 @@ def test_shuffled_loader_with_some_graphs_kept():
     loader = DataLoader(TensorDataset(X, Y), batch_size=3, shuffle=True, generator=torch.Generator())
     operator = GradientCovariance(EmpiricalRisk(model, nn.CrossEntropyLoss(), loader))
     operator @ normal(operator.size)
-    one = graph_bytes(operator._kept[0].outputs, [])
+    one = operator._jacobians.kept[0].num_bytes()
     operator = GradientCovariance(EmpiricalRisk(model, nn.CrossEntropyLoss(), loader, graph_memory=2 * one))
     for _ in range(3):
         torch.testing.assert_close(operator.to_dense(), expected, rtol=1e-8, atol=1e-12)
         torch.rand(1)
-    assert 0 < len(operator._kept) < 4
+    assert 0 < len(operator._jacobians.kept) < 4
 
 
 @pytest.mark.parametrize(

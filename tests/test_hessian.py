@@ -66,7 +66,7 @@ def batch_bytes(sizes=(3, 3, 3, 1), width: int = 5) -> list[int]:
     h = hessian(mlp().double(), nn.CrossEntropyLoss(), X, Y, list(sizes))
     h @ normal(h.size)
     assert h.num_kept == len(sizes)
-    return [graph.num_bytes() for graph in h._kept]
+    return [graph.num_bytes() for graph in h._graphs.kept]
 
 
 @pytest.mark.parametrize(
@@ -84,12 +84,12 @@ def test_budget_keeps_a_prefix_and_changes_nothing(budget, kept):
     case = CASES["ragged MSE"]()
     full = Hessian(case.risk())
     expected = full.to_dense()
-    risk = case.risk(graph_memory=budget([graph.num_bytes() for graph in full._kept]))
+    risk = case.risk(graph_memory=budget([graph.num_bytes() for graph in full._graphs.kept]))
     h = Hessian(risk)
     for _ in range(3):
         torch.testing.assert_close(h.to_dense(), expected, rtol=1e-12, atol=1e-14)
         assert h.num_kept == kept
-    assert sum(graph.num_bytes() for graph in h._kept) <= risk.graph_budget()
+    assert sum(graph.num_bytes() for graph in h._graphs.kept) <= risk.graph_budget()
 
 
 def test_a_shuffling_loader_counts_each_example_once_whatever_is_kept():
@@ -125,7 +125,7 @@ def test_bytes_grow_with_the_batch_and_cover_the_activations():
     def size(batch: int) -> int:
         h = hessian(model.double(), nn.CrossEntropyLoss(), x[:batch], y[:batch], [batch])
         h @ normal(h.size)
-        return h._kept[0].num_bytes()
+        return h._graphs.kept[0].num_bytes()
 
     sizes = {batch: size(batch) for batch in (20, 40, 80)}
     activations = 8 * (4 + 50 + 50 + 3)  # inputs, two layers of tanh, log-softmax: float64
@@ -421,3 +421,30 @@ def test_ragged_batches_weigh_by_their_examples():
     ]
     for a, b in itertools.pairwise(dense):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
+
+
+def test_batches_in_another_order_beside_kept_graphs_are_refused():
+    """A kept prefix and a streamed rest would count some examples twice and others never."""
+
+    class Reordered:
+        """Two orders in turn, from a random state that no one else can see."""
+
+        def __init__(self):
+            self.passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            order = [0, 1, 2] if self.passes < 5 else [2, 0, 1]  # counting, two checks, and the first product
+            return iter([batches[i] for i in order])
+
+    x, y = normal(9, 4), classes(9)
+    batches = split([3, 3, 3], x, y)
+    one = Hessian(EmpiricalRisk(mlp().double(), nn.CrossEntropyLoss(), batches[:1], check=False))
+    one @ torch.ones(one.size, dtype=torch.float64)
+    size = one._graphs.kept[0].num_bytes()
+    hessian = Hessian(EmpiricalRisk(mlp().double(), nn.CrossEntropyLoss(), Reordered(), graph_memory=size))
+    v = torch.ones(hessian.size, dtype=torch.float64)
+    hessian @ v
+    assert hessian.num_kept == 1
+    with pytest.raises(ValueError, match="same order"):
+        hessian @ v

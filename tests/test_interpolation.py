@@ -41,7 +41,7 @@ def test_two_wells():
     assert (result.barrier, result.loss_a, result.loss_b, result.distance) == (1.0, 0.0, 0.0, 2.0)
     assert (result.alphas[0], result.alphas[-1], len(result.alphas)) == (-0.5, 1.5, 41)
     assert result.best_alpha in (0.0, 1.0)
-    assert (result.num_examples, result.status) == (2, Status.converged)
+    assert (result.num_examples, result.status) == (2, Status.complete)
 
 
 @pytest.mark.parametrize("tilt", [0.3, -0.3])

@@ -97,7 +97,7 @@ def assert_same(a: Any, b: Any) -> None:
         {"number": math.nan, "missing": math.inf},
         {"number": -0.0, "missing": 5e-324},
         {"an_array": np.arange(3), "an_inner": Inner(1.0, np.zeros((2, 0)))},
-        {"maybe_status": Status.interrupted, "pair": (math.nan, 1.0), "shape": ()},
+        {"maybe_status": Status.budget_reached, "pair": (math.nan, 1.0), "shape": ()},
         {"name": "", "table": {}, "items": []},
         {"name": "NaN"},
         {"name": "Infinity"},
@@ -206,7 +206,7 @@ def test_missing_folder(tmp_path):
 
 
 def test_status_messages_and_order():
-    assert [status.ok for status in Status] == [True, True, False, False, False]
+    assert [status.ok for status in Status] == [True, True, True, False, False]
     assert len({status.message for status in Status}) == len(Status)
     assert str(Status.converged) == f"{Status.converged}" == json.loads(json.dumps(Status.converged)) == "converged"
     assert worst(Status.converged, Status.nonfinite, Status.budget_reached) is Status.nonfinite

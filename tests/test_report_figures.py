@@ -114,7 +114,7 @@ def test_an_interrupted_plane_is_drawn_as_far_as_it_went(tmp_path, known):
     folder = folders.start_run(tmp_path / "run")
     values, arrays = folders.plane()
     arrays["losses"][known:] = np.nan
-    folder.write_probe("plane", "1", values | {"status": "interrupted"}, arrays)
+    folder.write_probe("plane", "1", values | {"status": "nonfinite"}, arrays)
     charts = figures.charts(read(tmp_path / "run"))
     assert len(charts) == (2 if known >= 2 else 0)
     for chart in charts:
@@ -131,10 +131,10 @@ def test_a_flat_plane_can_be_drawn(tmp_path):
         plotly_backend.figure(chart)
 
 
-def test_a_line_is_a_plane_with_one_direction(tmp_path):
+def test_a_line_is_drawn(tmp_path):
     values, arrays = folders.plane()
-    one = arrays | {"betas": np.zeros(1), "losses": arrays["losses"][10:11]}
-    folders.start_run(tmp_path / "run").write_probe("plane", "1", values, one)
+    one = {"alphas": arrays["alphas"], "losses": arrays["losses"][10]}
+    folders.start_run(tmp_path / "run").write_probe("line", "1", values, one)
     (chart,) = figures.charts(read(tmp_path / "run"))
     np.testing.assert_array_equal(chart.panels[0].series[0].y, arrays["losses"][10])
 

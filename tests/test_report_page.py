@@ -96,8 +96,8 @@ def test_a_number_that_did_not_converge_looks_different_and_says_why(tmp_path):
     folder.write_probe("spectrum", folders.STEP, *folders.spectrum(status="budget_reached"))
     html = own(page.build(tmp_path / "run").read_text(encoding="utf-8"))
     # Not so λ max and the gap, whose eigenvalues are known well, nor the trace, which has a status of its own.
-    assert html.count('class="suspect"') == 3
-    assert "run, condition number, negative, status: spectrum: the budget of products was used up" in html
+    assert html.count('class="suspect"') == 4
+    assert "run, λ min, condition number, negative, status: spectrum: the budget of products was used up" in html
 
 
 def test_an_eigenvalue_with_a_large_error_bar_is_not_trusted(tmp_path):
@@ -106,7 +106,7 @@ def test_an_eigenvalue_with_a_large_error_bar_is_not_trusted(tmp_path):
     arrays["top_errors"][0] = 1.0
     folder.write_probe("spectrum", folders.STEP, values, arrays)
     html = own(page.build(tmp_path / "run").read_text(encoding="utf-8"))
-    assert "run, λ max, condition number, gap, negative, status: spectrum: the budget" in html
+    assert "run, λ max, λ min, condition number, gap, negative, status: spectrum: the budget" in html
 
 
 def test_no_barrier_is_said_so(tmp_path):

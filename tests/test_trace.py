@@ -136,3 +136,14 @@ def test_refusals(arguments, message):
 
 def test_prints_value_error_and_status():
     assert str(trace(diagonal([1.0, 2.0]))) == "3 ± 0 (0 samples, breakdown)"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tiny_matrices_are_exact_for_every_seed(size, dtype):
+    """A new block must not be the old Rademacher vector again: 2 of 4 sign vectors of [[2, 1], [1, 2]] break down."""
+    matrix = torch.eye(size, dtype=dtype) + 1
+    for seed in range(20):
+        result = trace(DenseOperator(matrix), seed=seed)
+        assert result.value == pytest.approx(2 * size, rel=1e-5), seed
+        assert result.standard_error == 0

@@ -1,7 +1,7 @@
 """losslab: measure the geometry of a neural network's loss, train with it, compare optimizers honestly.
 
-The names live in the modules that `__init__.pyi` points to and are imported on first use, so that a report or
-`losslab --version` does not wait for torch.
+The names live in the modules that `__init__.pyi` points to and are imported on first use, so that a
+report can be made where there is no torch.
 """
 
 import lazy_loader

@@ -83,11 +83,13 @@ def train(
     config: Annotated[str, typer.Argument(help="A YAML or JSON file, or the name of a shipped configuration.")],
     changes: Changes = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder; default runs/<name>.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in that folder.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Train one configuration into a run folder."""
     settings = load_config(find_config(config), changes or ())
-    folder = RunFolder.create(output or Path("runs") / settings.name)
+    path = output or Path("runs") / settings.name
+    folder = RunFolder.create(path, overwrite=overwrite and RunFolder(path).is_run())
     with _progress(quiet) as tick:
         run_training(settings, folder, progress=tick)
     final = folder.metrics()[-1]

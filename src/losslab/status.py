@@ -11,7 +11,7 @@ Progress = Callable[[float, float, str], None]
 
 
 class Status(str, Enum):
-    """Why a computation stopped. The value is the name in files; `message` is for people.
+    """Why a computation stopped, from the most to the least trustworthy. The value is the name in files.
 
     >>> Status.converged.ok, Status.budget_reached.ok
     (True, False)
@@ -19,11 +19,11 @@ class Status(str, Enum):
     an invariant subspace was found: the values are exact
     """
 
-    converged = "converged"
+    complete = "complete"
     breakdown = "breakdown"
+    converged = "converged"
     budget_reached = "budget_reached"
     nonfinite = "nonfinite"
-    interrupted = "interrupted"
 
     @property
     def message(self) -> str:
@@ -33,18 +33,18 @@ class Status(str, Enum):
     @property
     def ok(self) -> bool:
         """Whether the number can be taken at its stated error."""
-        return self in (Status.converged, Status.breakdown)
+        return self in (Status.complete, Status.breakdown, Status.converged)
 
     def __str__(self) -> str:
         return self.value
 
 
 _MESSAGES = {
+    Status.complete: "everything that was asked for was computed",
     Status.converged: "the requested tolerance was reached",
     Status.breakdown: "an invariant subspace was found: the values are exact",
     Status.budget_reached: "the budget of products was used up first: read the errors, or raise max_matvecs",
     Status.nonfinite: "NaN or Inf appeared in a product: check the loss and its derivatives at this point",
-    Status.interrupted: "stopped by the user: the values are those known by then",
 }
 
 

@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from losslab.operators import batches as kinds
 from losslab.operators.base import LinearOperator
 from losslab.operators.gradient_graph import explained, graph_bytes, require_second_derivatives
+from losslab.operators.kept_graphs import KeptGraphs
 from losslab.operators.risk import EmpiricalRisk
 
 
@@ -32,46 +33,25 @@ class GradientCovariance(LinearOperator):
     def __init__(self, risk: EmpiricalRisk, *, centred: bool = True):
         self.risk, self.centred = risk, centred
         self.size, self.dtype, self.device = risk.space.size, risk.dtype, risk.device
-        self._theta = risk.space.vector()
         self._mean = risk.gradient() if centred else None
-        self._kept: list[_Jacobian] = []
-        self._budget = risk.graph_budget()
-        self._keep_more, self._kept_all = self._budget > 0, False
+        self._jacobians = KeptGraphs(risk, _Jacobian)
         with risk.evaluating(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             # A batch of one example is the sum of its parts whatever the model does.
             batch, count = next((item for item in risk.read() if item[1] > 1), (None, 0))
             if count:
-                _require_separable(risk, risk.leaves(self._theta), batch, count)
+                _require_separable(risk, risk.leaves(risk.space.vector()), batch, count)
 
     def _matmat(self, matrix: Tensor) -> Tensor:
         rows = matrix.mT.contiguous()
         out = torch.zeros_like(rows, dtype=self.risk.accumulation_dtype)
-        for jacobian in self._kept:
-            jacobian.add_products(rows, out)
-        if not self._kept_all:
-            self._stream(rows, out)
+        with self.risk.evaluating():
+            for jacobian in self._jacobians:
+                jacobian.add_products(rows, out)
         out /= self.risk.num_examples
         if self._mean is not None:
             mean = self._mean.to(out.dtype)
             out -= (rows.to(out.dtype) @ mean).outer(mean)
         return out.to(self.dtype).mT
-
-    def _stream(self, rows: Tensor, out: Tensor) -> None:
-        """Products of the batches without a kept graph; keeps theirs while the budget lasts."""
-        leaves, num_before = self.risk.leaves(self._theta), len(self._kept)
-        with self.risk.evaluating():
-            for index, (batch, count) in enumerate(self.risk.read()):
-                if index < num_before:
-                    continue
-                jacobian = _Jacobian(self.risk, leaves, batch, count)
-                jacobian.add_products(rows, out)
-                if self._keep_more:
-                    size = graph_bytes(jacobian.outputs, list(leaves.values()))
-                    self._keep_more = size <= self._budget
-                    if self._keep_more:
-                        self._budget -= size
-                        self._kept.append(jacobian)
-        self._kept_all = self._keep_more
 
 
 class _Jacobian:
@@ -91,20 +71,20 @@ class _Jacobian:
         self._used = [(i, g) for i, g in enumerate(grads) if g is not None]
         self._explained = lambda: explained(risk, leaves, batch)
 
-    @property
-    def outputs(self) -> list[Tensor]:
-        """What keeps the graph alive."""
-        return [gradient for _, gradient in self._used]
+    def num_bytes(self) -> int:
+        """What the graph keeps alive beside the parameters."""
+        return graph_bytes([gradient for _, gradient in self._used], self._leaves)
 
     def add_products(self, rows: Tensor, out: Tensor) -> None:
         """Add JᵀJv to `out` for each row v."""
         if not self._used:
             return
+        outputs = [gradient for _, gradient in self._used]
         for vector, total in zip(rows, out, strict=True):
             views = self._space.views(vector)
             directions = [views[i] for i, _ in self._used]
             with self._explained():
-                (along,) = torch.autograd.grad(self.outputs, self._dual, grad_outputs=directions, retain_graph=True)
+                (along,) = torch.autograd.grad(outputs, self._dual, grad_outputs=directions, retain_graph=True)
             grads = torch.autograd.grad(
                 self._losses, self._leaves, grad_outputs=along, retain_graph=True, allow_unused=True
             )

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from losslab.operators.base import LinearOperator
 from losslab.operators.gradient_graph import GradientGraph
+from losslab.operators.kept_graphs import KeptGraphs
 from losslab.operators.risk import EmpiricalRisk
 
 
@@ -32,16 +33,12 @@ class Hessian(LinearOperator):
     def __init__(self, risk: EmpiricalRisk):
         self.risk = risk
         self.size, self.dtype, self.device = risk.space.size, risk.dtype, risk.device
-        self._theta = risk.space.vector()
-        self._kept: list[GradientGraph] = []
-        self._kept_all = False
-        self._budget = risk.graph_budget()
-        self._keep_more = self._budget > 0
+        self._graphs = KeptGraphs(risk, GradientGraph)
 
     @property
     def num_kept(self) -> int:
         """How many batches' graphs are kept at present."""
-        return len(self._kept)
+        return len(self._graphs.kept)
 
     def _matmat(self, matrix: Tensor) -> Tensor:
         space = self.risk.space
@@ -49,32 +46,10 @@ class Hessian(LinearOperator):
         vectors = [space.views(row) for row in rows]
         out = torch.zeros_like(rows, dtype=self.risk.accumulation_dtype)
         sums = [space.views(row) for row in out]
-        for graph in self._kept:
-            _accumulate(graph, vectors, sums)
-        if not self._kept_all:
-            self._stream(vectors, sums)
-        return out.to(self.dtype).mT
-
-    def _stream(self, vectors: list[list[Tensor]], sums: list[list[Tensor]]) -> None:
-        """Products of the batches without a kept graph; keeps theirs while the budget lasts."""
-        leaves = self.risk.leaves(self._theta)
-        num_before = len(self._kept)
         with self.risk.evaluating():
-            for index, (batch, count) in enumerate(self.risk.read()):
-                if index < num_before:
-                    continue
-                graph = GradientGraph(self.risk, leaves, batch, count)
+            for graph in self._graphs:
                 _accumulate(graph, vectors, sums)
-                if self._keep_more:  # the kept graphs are a prefix of the batches
-                    self._keep(graph)
-        self._kept_all = self._keep_more
-
-    def _keep(self, graph: GradientGraph) -> None:
-        size = graph.num_bytes()
-        self._keep_more = size <= self._budget
-        if self._keep_more:
-            self._budget -= size
-            self._kept.append(graph)
+        return out.to(self.dtype).mT
 
 
 def _accumulate(graph: GradientGraph, vectors: list[list[Tensor]], sums: list[list[Tensor]]) -> None:

@@ -36,7 +36,8 @@ class EmpiricalRisk:
         mode: "eval" or "train": the mode that the model is in while it is evaluated.
         check: Evaluate loss and gradient twice and refuse a risk that is not a function of θ alone. Cost: two g.
         graph_memory: Bytes that kept gradient graphs may take; "auto": a quarter of the free memory; 0: keep none.
-        count_examples: `batch -> int`, where the first axis of the first tensor is not the examples.
+        count_examples: `batch -> int`, where the first axis of the first tensor is not the examples; or where the loss
+            averages over something else, such as the tokens that `ignore_index` leaves (count those then).
 
     Raises:
         TypeError, ValueError: Batches that can be read only once, empty data, no trainable parameter, an unknown

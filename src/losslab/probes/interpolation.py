@@ -20,7 +20,8 @@ class InterpolationResult(ProbeResult):
 
     Attributes:
         losses: (A,)
-        barrier: max over α ∈ [0, 1] of L − max(L(a), L(b)); 0 if the line never rises above the worse end.
+        barrier: max over the sampled α ∈ [0, 1] of L − max(L(a), L(b)), so a lower bound of the true maximum; 0 if no
+            sample lies above the worse end.
         loss_a: L(a).
         loss_b: L(b).
         distance: ‖b − a‖.
@@ -91,7 +92,7 @@ def _result(risk: EmpiricalRisk, alphas: np.ndarray, losses: np.ndarray, distanc
     between = losses[(alphas >= 0) & (alphas <= 1)]
     barrier = float(between.max() - max(loss_a, loss_b))  # NaN where the loss is: max keeps it
     best = float(alphas[np.nanargmin(losses)]) if np.isfinite(losses).any() else float("nan")
-    status = Status.converged if np.isfinite(losses).all() else Status.nonfinite
+    status = Status.complete if np.isfinite(losses).all() else Status.nonfinite
     return InterpolationResult(status, alphas, losses, barrier, loss_a, loss_b, distance, best, risk.num_examples)
 
 
@@ -100,6 +101,8 @@ def _real_buffers(solution: Solution, model: nn.Module) -> dict[str, Tensor]:
     names = {name for name, buffer in model.named_buffers() if buffer.is_floating_point()}
     if isinstance(solution, Tensor):
         return {}
-    state = dict(solution.named_buffers()) if isinstance(solution, nn.Module) else solution
+    # torch.compile's wrapper names its buffers otherwise.
+    module = getattr(solution, "_orig_mod", solution)
+    state = dict(module.named_buffers()) if isinstance(module, nn.Module) else module
     device = next(model.parameters()).device
     return {name: state[name].detach().to(device) for name in names & state.keys()}

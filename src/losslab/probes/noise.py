@@ -31,10 +31,10 @@ def gradient_noise(
 ) -> NoiseResult:
     """How noisy is one example's gradient, measured by the curvature?  λ_max(C)/λ_max(H).
 
-    C = (1/N) Σᵢ gᵢgᵢᵀ − ḡḡᵀ is the covariance of per-example gradients, used through its products only. For a model
-    that fits its data with cross-entropy, C equals the Fisher matrix in expectation and so nearly H: the ratio is near
-    1; above it the labels disagree with the model more than the model expects. The noise of a batch of B examples is
-    C/B.
+    C = (1/N) Σᵢ gᵢgᵢᵀ − ḡḡᵀ is the covariance of per-example gradients, used through its products only. The noise of a
+    batch of B examples is C/B. The ratio has the unit of the loss: compare networks trained with the same loss by it.
+    For log-likelihood losses it is near 1 where the predicted probabilities are calibrated (C is then the Fisher
+    matrix, and nearly H), and falls towards 0 where a network has learnt its training examples by heart.
 
     Args:
         risk: Where.

@@ -201,4 +201,4 @@ def _given(risk: EmpiricalRisk, direction: Tensor) -> Tensor:
 
 
 def _status(losses: np.ndarray) -> Status:
-    return Status.converged if np.isfinite(losses).all() else Status.nonfinite
+    return Status.complete if np.isfinite(losses).all() else Status.nonfinite

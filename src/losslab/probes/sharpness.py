@@ -66,6 +66,6 @@ def sharpness(
         increases[i] = risk.loss_at(theta + epsilon * ball(risk.space.size, generator).to(theta)) - loss
         if progress is not None:
             progress(i + 1, num_samples, f"largest increase {increases[: i + 1].max():.3g}")
-    status = Status.converged if np.isfinite(increases).all() else Status.nonfinite
+    status = Status.complete if np.isfinite(increases).all() else Status.nonfinite
     relative_radius = epsilon / norm if norm else float("inf")
     return SharpnessResult(status, float(increases.max()), epsilon, relative_radius, num_samples, loss, increases, seed)

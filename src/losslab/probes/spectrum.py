@@ -1,9 +1,12 @@
 """The Hessian's spectrum from one shared Krylov run: both ends, density, trace, and what follows from them."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from losslab.memory import free_bytes
 from losslab.operators.base import LinearOperator
 from losslab.operators.hessian import Hessian
 from losslab.operators.risk import EmpiricalRisk
@@ -26,7 +29,7 @@ class SpectrumResult(ProbeResult):
         smallest: (k,) the smallest (algebraically), ascending, with error bounds `smallest_errors`.
         trace: tr H with its standard error.
         density: Of all P eigenvalues, with its standard error over probes.
-        condition_number: |λ_max/λ_min|, of the largest and the smallest eigenvalue.
+        condition_number: |λ_max/λ_min|, of the largest and the smallest eigenvalue, with `condition_number_error`.
         spectral_gap: λ₁ − λ₂.
         num_negative: How many eigenvalues are certainly negative: the negative Ritz values, beyond rounding. A lower
             bound, since Ritz values interlace the eigenvalues (Cauchy).
@@ -43,6 +46,7 @@ class SpectrumResult(ProbeResult):
     trace: Estimate
     density: Density
     condition_number: float
+    condition_number_error: float
     spectral_gap: float
     num_negative: int
     negative_mass: float
@@ -58,7 +62,7 @@ class SpectrumResult(ProbeResult):
             f"largest eigenvalues   {top}\n"
             f"smallest eigenvalues  {low}\n"
             f"trace                 {self.trace.value:.3g} ± {self.trace.standard_error:.1g}\n"
-            f"condition number      {self.condition_number:.3g}\n"
+            f"condition number      {self.condition_number:.3g} ± {self.condition_number_error:.1g}\n"
             f"negative eigenvalues  at least {self.num_negative} of {self.num_parameters}\n"
             f"cost and status       {self.matvecs} products, {self.status}"
         )
@@ -71,7 +75,8 @@ class SpectrumOptions:
     Attributes:
         tol: Relative residual of the eigenvalues to stop at.
         floor: Or residual as a share of the largest |eigenvalue|: the smallest eigenvalues of a trained network lie so
-            near zero that most of the cost would go into digits of them that nobody needs. Their errors are stated.
+            near zero that most of the cost would go into digits of them that nobody needs. Their errors are stated; 0
+            asks for `tol` of them too.
         max_basis: Krylov vectors kept: memory max_basis × P numbers.
         max_matvecs: Products for the eigenvalues at most; density and trace have their own.
         num_nodes: Lanczos steps for the density, and at least for the shared run.
@@ -91,7 +96,7 @@ class SpectrumOptions:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not value > 0:
+            if not (value > 0 or (name == "floor" and value == 0)):
                 raise ValueError(f"{name}: expected a number > 0, got {value!r}")
 
 
@@ -133,9 +138,10 @@ def spectrum_of(
     if not isinstance(k, int) or k < 1 or 2 * k > operator.size:
         raise ValueError(f"k: expected 1 <= k <= {operator.size // 2} for {operator.size} parameters, got {k!r}")
     generator = make_generator(seed)
-    tick = _Ticker(progress, options.num_probes * options.num_nodes + options.trace_samples)
+    expected = options.max_basis + (options.num_probes - 1) * options.num_nodes + options.trace_samples
+    tick = _Ticker(progress, expected)
     starts = rademacher((options.num_probes, operator.size), generator)
-    krylov = Krylov(operator, starts[0], max(options.max_basis, options.num_nodes, 2 * k + 4))
+    krylov = Krylov(operator, starts[0], _basis_size(operator, k, options))
     search = Search(krylov, k, "both_ends", options.tol, options.floor)
     statuses = [extend(krylov, options.num_nodes, tick)]
     quadratures, density_matvecs = [quadrature(krylov)], krylov.matvecs
@@ -154,6 +160,13 @@ def spectrum_of(
     trace = complete(krylov, options.trace_samples, options.trace_tol, generator, seed, tick)
     status = worst(trace.status, eigenvalues, density.status)
     return _summary(search, trace, density, status, num_examples, tick.before + trace.matvecs, seed)
+
+
+def _basis_size(operator: LinearOperator, k: int, options: SpectrumOptions) -> int:
+    """`max_basis`, or what half of the free memory holds (kept graphs may have taken a quarter of it)."""
+    row = operator.size * torch.promote_types(operator.dtype, torch.float32).itemsize
+    affordable = free_bytes(operator.device) // 2 // row
+    return max(min(options.max_basis, affordable), options.num_nodes, 2 * k + 4)
 
 
 class _Ticker:
@@ -176,6 +189,7 @@ def _summary(
     top, smallest = pairs.values[:k], pairs.values[k:]
     every = search.krylov.ritz()[0]
     largest = np.abs(every).max(initial=0.0)
+    condition = float(abs(top[0] / smallest[0])) if smallest[0] else math.inf
     return SpectrumResult(
         status=status,
         top=top,
@@ -184,7 +198,11 @@ def _summary(
         smallest_errors=pairs.errors[k:],
         trace=trace,
         density=density,
-        condition_number=float(abs(top[0] / smallest[0])) if smallest[0] else float("inf"),
+        condition_number=condition,
+        # First order: the relative errors add.
+        condition_number_error=condition * float(pairs.errors[0] / abs(top[0]) + pairs.errors[k] / abs(smallest[0]))
+        if 0 < condition < math.inf
+        else math.inf,
         spectral_gap=float(top[0] - top[1]) if k > 1 else float("nan"),
         num_negative=int((every < -search.krylov.rounding * largest).sum()),
         negative_mass=density.mass(-np.inf, np.nextafter(-1e-4 * largest, -np.inf)),  # below it, also where it is 0

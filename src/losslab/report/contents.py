@@ -9,7 +9,7 @@ import numpy as np
 
 from losslab.studies.record import RunFolder, run_folders
 
-PROBES = ("spectrum", "sharpness", "plane", "noise")
+PROBES = ("spectrum", "sharpness", "plane", "noise")  # what a complete run has; others are shown where they are
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _run(name: str, folder: RunFolder) -> Run:
         environment=folder.environment if (folder.path / "environment.json").is_file() else {},
         epochs=[epochs[epoch] for epoch in sorted(epochs)],
         final=next((row for row in reversed(rows) if row.get("kind") == "final"), None),
-        probes={probe: folder.read_probe(probe) for probe in PROBES if probe in measured},
+        probes={probe: folder.read_probe(probe) for probe in measured},
     )
 
 

@@ -53,8 +53,8 @@ def training(runs: Sequence[Run], colours: dict[str, str]) -> Chart | None:
             step = 1 if max(len(run.epochs) for run in runs) <= FEW_EPOCHS else None
             panels.append(Panel("epoch", label, series, log_y=log, x_step=step))
     caption = (
-        "Solid lines are the training split, dashed ones the validation split: a dashed loss that rises above "
-        "its solid one is overfitting."
+        "Solid lines are the training examples, each taken before its step, dashed ones the validation split after the "
+        "epoch: a dashed loss that turns upwards while the solid one falls is overfitting."
     )
     return Chart("training", "Training curves", caption, panels) if panels else None
 

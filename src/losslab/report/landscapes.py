@@ -34,12 +34,12 @@ def landscapes(runs: Sequence[Run]) -> list[Chart]:
 
 
 def slices(runs: Sequence[Run], colours: dict[str, str]) -> Chart | None:
-    """The loss along one direction, for planes that have only one."""
+    """The loss along one direction."""
     series: list[Series] = []
     for run in runs:
-        losses = run.array("plane.losses")
-        if losses.size and np.isfinite(losses).any() and (losses.ndim == 1 or len(losses) == 1):
-            series.append(Line(run.name, run.array("plane.alphas"), losses.ravel(), colours[run.name]))
+        losses = run.array("line.losses")
+        if losses.size and np.isfinite(losses).any():
+            series.append(Line(run.name, run.array("line.alphas"), losses, colours[run.name]))
     if not series:
         return None
     log = spans_decades(np.concatenate([line.y for line in series if isinstance(line, Line)]))

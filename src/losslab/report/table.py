@@ -64,7 +64,7 @@ def with_error(value: Any, error: Any) -> str:
         return number(value) if error is None else f"{number(value)} ± {number(error, 2)}"
     decimals = 1 - math.floor(math.log10(error)) if error > 0 else 9
     in_value = decimals + (math.floor(math.log10(abs(value))) if value else 0) + 1
-    if in_value > 6 or abs(value) >= 1e6 or 0 < abs(value) < 1e-3:  # more digits than anyone reads
+    if in_value > 5 or abs(value) >= 1e6 or 0 < abs(value) < 1e-3:  # more digits than anyone reads
         return f"{number(value, 5)} ± {number(error, 1)}"
     places = max(decimals, 0)
     return f"{value:.{places}f} ± {error:.{places}f}".replace("-", "−")
@@ -101,18 +101,30 @@ def _eigenvalue(run: Run, text: str, *used: tuple[str, int]) -> Cell:
 
 
 def _lambda_max(run: Run) -> Cell:
-    top, errors = run.array("spectrum.top"), run.array("spectrum.top_errors")
-    if not len(top):
+    return _end(run, "top")
+
+
+def _lambda_min(run: Run) -> Cell:
+    return _end(run, "smallest")
+
+
+def _end(run: Run, end: str) -> Cell:
+    values, errors = run.array(f"spectrum.{end}"), run.array(f"spectrum.{end}_errors")
+    if not len(values):
         return Cell(ABSENT)
-    return _eigenvalue(run, with_error(float(top[0]), float(errors[0]) if len(errors) else None), ("top", 0))
+    text = with_error(float(values[0]), float(errors[0]) if len(errors) else None)
+    return _eigenvalue(run, text, (end, 0))
 
 
 def _condition_number(run: Run) -> Cell:
-    return _eigenvalue(run, number(run.get("spectrum.condition_number")), ("top", 0), ("smallest", 0))
+    text = with_error(run.get("spectrum.condition_number"), run.get("spectrum.condition_number_error"))
+    return _eigenvalue(run, text, ("top", 0), ("smallest", 0))
 
 
 def _gap(run: Run) -> Cell:
-    return _eigenvalue(run, number(run.get("spectrum.spectral_gap")), ("top", 0), ("top", 1))
+    errors = run.array("spectrum.top_errors")
+    error = float(errors[:2].sum()) if len(errors) > 1 else None
+    return _eigenvalue(run, with_error(run.get("spectrum.spectral_gap"), error), ("top", 0), ("top", 1))
 
 
 def _optimizer(run: Run) -> Cell:
@@ -140,7 +152,7 @@ def _trace(run: Run) -> Cell:
 def _negative(run: Run) -> Cell:
     count, mass = run.get("spectrum.num_negative"), run.get("spectrum.negative_mass")
     note = f"{100 * mass:.3g} % of all" if isinstance(mass, float) and math.isfinite(mass) else ""
-    return _measured(run, "spectrum", number(count), note)
+    return _measured(run, "spectrum", number(count) if count is None else f"≥ {number(count)}", note)
 
 
 def _sharpness(run: Run) -> Cell:
@@ -191,7 +203,7 @@ COLUMNS = (
     ),
     Column(
         "train loss",
-        "mean of the loss over the training split, after the last epoch",
+        "mean of the loss over the training examples of the last epoch, each taken before its step",
         "Small means that the network fits what it has seen.",
         "Zero is no aim in itself: compare it with the validation loss.",
         _train_loss,
@@ -204,6 +216,13 @@ COLUMNS = (
         _lambda_max,
     ),
     Column(
+        "λ min",
+        "smallest eigenvalue of H; ± is the residual bound",
+        "Negative means that some direction still curves downwards: a saddle, or a slope not yet flat.",
+        "Small beside λ max, so it is known to fewer digits.",
+        _lambda_min,
+    ),
+    Column(
         "trace",
         "sum of all eigenvalues = E[zᵀHz] over random signs z; ± is one standard error",
         "Large means that the loss is curved on average, small that most directions are flat.",
@@ -212,9 +231,10 @@ COLUMNS = (
     ),
     Column(
         "condition number",
-        "|λ max / λ min|, of the largest and the smallest (most negative) eigenvalue",
-        "Large means a narrow valley: steep across, flat along, where plain gradient descent is slow.",
-        "Where λ min is negative it compares the strongest curvature up and down, not the two of a bowl.",
+        "|λ max / λ min|: strongest upward curvature over strongest downward (or weakest upward) curvature",
+        "Where λ min > 0 it is the bowl's: large means a narrow valley, where plain gradient descent is slow. Where "
+        "λ min < 0 it says how much the upward curvature outweighs the downward one.",
+        "λ min is often known less well than λ max: read the ±.",
         _condition_number,
     ),
     Column(
@@ -226,9 +246,9 @@ COLUMNS = (
     ),
     Column(
         "negative",
-        "number of eigenvalues found whose whole error interval lies below zero",
+        "how many eigenvalues are certainly negative: the negative Ritz values of the Krylov space",
         "More than none means that the point is not a minimum: some directions still lead downhill.",
-        "A lower bound: only eigenvalues that were found count; the share of all is read off the density.",
+        "A lower bound that grows with the Krylov space; the share of all, by the density, stands below it.",
         _negative,
     ),
     Column(
@@ -241,14 +261,14 @@ COLUMNS = (
     Column(
         "noise ratio",
         "λ_C / λ_H: top eigenvalue of the per-example gradient covariance over that of the Hessian",
-        "Above 1 the gradient's noise dominates the curvature, below 1 the curvature dominates.",
-        "It is per example: with batches of B examples the noise is B times smaller.",
+        "Near 1 where the predicted probabilities are calibrated; near 0 where the examples are learnt by heart.",
+        "It has the unit of the loss: compare it for one loss only. With batches of B examples noise is B times less.",
         _noise_ratio,
     ),
     Column(
         "products",
         "matrix-vector products that the probes used",
-        "The cost: one product takes about 1.5 to 3 gradients over the same data.",
+        "The cost: one product takes one to two gradients' time over the same data.",
         "Loss evaluations (sharpness, planes, lines) are not counted.",
         _products,
     ),

@@ -34,7 +34,7 @@ class Eigenpairs:
         errors: (k,) error bounds: an eigenvalue lies within residual + rounding of the value. The sharper r²/gap
             (Kato–Temple) needs the gap to the nearest other *eigenvalue*; with the nearest Ritz value's instead, it was
             too small by up to 10⁵ where two eigenvalues lie close together.
-        converged: (k,) bool, residual ≤ tol·|θ|.
+        converged: (k,) bool, residual ≤ tol·|θ|, or (for eigenvalues near zero) down to the rounding of ‖A‖.
         vectors: (n, k), unit columns, or None if they were not asked for.
         matvecs: Products used.
         status: Why the solver stopped.

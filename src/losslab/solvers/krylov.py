@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from losslab.operators.base import LinearOperator
+from losslab.random import gaussian
 
 
 class Krylov:
@@ -120,17 +121,20 @@ class Krylov:
         self._coupling = self.beta * vectors[-1, keep]
         self.size = kept
 
-    def new_block(self, start: Tensor) -> bool:
-        """After a breakdown: go on in the orthogonal complement. Returns whether there is one (and room for it)."""
+    def new_block(self, generator: torch.Generator) -> bool:
+        """After a breakdown: go on from a random vector in the orthogonal complement; False where there is none."""
         if self.size >= self.operator.size or self.full:
             return False
         basis = self.basis[: self.size]
-        start = start.to(basis)
-        for _ in range(2):
-            start = start - basis.mT @ (basis @ start)
-        self._next, self.block_start = self._unit(start), self.size
-        self.broken, self.beta, self._coupling = False, 0.0, None
-        return True
+        for _ in range(10):
+            start = self._unit(gaussian((self.operator.size,), generator).to(basis))
+            for _ in range(2):
+                start = start - basis.mT @ (basis @ start)
+            if norm(start) > math.sqrt(self.rounding):  # below it, what is left lies mostly in the old space
+                self._next, self.block_start = self._unit(start), self.size
+                self.broken, self.beta, self._coupling = False, 0.0, None
+                return True
+        return False
 
     @staticmethod
     def _unit(vector: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ def run(
     while krylov.matvecs < max_matvecs:
         if krylov.full:
             search.compress()
-        if krylov.broken and not krylov.new_block(gaussian((krylov.operator.size,), generator)):
+        if krylov.broken and not krylov.new_block(generator):
             return Status.breakdown
         krylov.step()
         if not krylov.finite:

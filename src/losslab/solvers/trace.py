@@ -58,7 +58,7 @@ def trace(
     krylov = Krylov(operator, rademacher((operator.size,), generator), max_matvecs // 2)
     status = extend(krylov, krylov.capacity, progress, 0, max_matvecs)
     # An invariant subspace is not the end: the rest of the basis makes small and degenerate matrices exact.
-    while krylov.broken and krylov.new_block(rademacher((operator.size,), generator)):
+    while krylov.broken and krylov.new_block(generator):
         status = extend(krylov, krylov.capacity, progress, 0, max_matvecs)
     if status is Status.nonfinite:
         return Estimate(math.nan, math.nan, 0, krylov.matvecs, status)

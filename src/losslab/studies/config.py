@@ -26,13 +26,11 @@ class DatasetConfig(_Section):
 
     Attributes:
         name: A row of `losslab.studies.data.DATASETS`.
-        root: The folder of the files, for data sets that need one.
         batch_size: Examples in one optimizer step.
         eval_batch_size: Examples in one batch where no gradient is taken.
     """
 
     name: str = "digits"
-    root: str | None = None
     batch_size: Positive = 64
     eval_batch_size: Positive = 512
 

@@ -14,6 +14,7 @@ from losslab.studies.shipped import shipped_configs
 from losslab.studies.train import LoadedRun, load_run, train
 
 RUNS = ("sgd", "sgd_momentum", "adamw")
+MARKER = "demo.txt"  # a folder without it is not the demo's to replace
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,9 @@ def demo(folder: str | Path, settings: DemoSettings | None = None, *, progress: 
         FileExistsError: The folder holds something else than an earlier demo.
     """
     settings = settings or DemoSettings()
-    was_demo = any(RunFolder(Path(folder) / name).is_run() for name in RUNS)
-    study = RunFolder.create(folder, overwrite=was_demo)
+    marker = Path(folder) / MARKER
+    study = RunFolder.create(folder, overwrite=marker.is_file())
+    marker.write_text("Made by `losslab demo`, which will replace it when it is run here again.\n", encoding="utf-8")
     meter = _Meter(settings, progress)
     runs: dict[str, LoadedRun] = {}
     for name in RUNS:

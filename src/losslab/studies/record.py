@@ -68,7 +68,7 @@ class RunFolder:
                 _remove(folder.path / name)
         elif folder.path.is_dir() and any(folder.path.iterdir()):
             raise FileExistsError(
-                f"{path}: the folder is not empty; choose another one, delete it, or ask to overwrite it"
+                f"{path}: the folder is not empty; choose another one, or pass --overwrite for an earlier run"
             )
         folder.path.mkdir(parents=True, exist_ok=True)
         return folder

@@ -37,7 +37,7 @@ def train(
     An epoch's row holds the mean training loss and accuracy *while* the weights moved and those on the
     validation split *after* it; `seconds` counts training only. Checkpoints: "last", and "best" by validation
     accuracy. The test split is evaluated once, with the last weights. When the training loss is not finite,
-    training ends and the final row says `"diverged": true`. Ctrl-C writes the checkpoint of now and goes on.
+    training ends and the final row says `"diverged": true`. Ctrl-C writes the checkpoint of now and is raised again.
 
     Args:
         config: What to train, on what, how.

@@ -1,0 +1,70 @@
+"""Graphs of batches, kept from product to product as long as a memory budget lasts; the others are built anew."""
+
+from collections.abc import Iterator
+from typing import Any, Generic, Protocol, TypeVar
+
+from torch import Tensor
+
+from losslab.operators.determinism import fingerprint
+from losslab.operators.risk import EmpiricalRisk
+
+
+class Graph(Protocol):
+    """What is kept for a batch."""
+
+    def __init__(self, risk: EmpiricalRisk, leaves: dict[str, Tensor], batch: Any, count: int): ...
+
+    def num_bytes(self) -> int:
+        """Memory that it keeps alive beside the parameters."""
+        ...
+
+
+AnyGraph = TypeVar("AnyGraph", bound=Graph)
+
+
+class KeptGraphs(Generic[AnyGraph]):
+    """Iterates over one graph for each batch, at the parameters where this was made. To be used inside `evaluating()`.
+
+    The first batches' graphs are kept; those beyond the budget are rebuilt on each pass, once for a block of vectors.
+    """
+
+    def __init__(self, risk: EmpiricalRisk, kind: type[AnyGraph]):
+        self._risk, self._kind = risk, kind
+        self._theta = risk.space.vector()
+        self.kept: list[AnyGraph] = []
+        self._fingerprints: list[float] = []
+        self._budget = risk.graph_budget()
+        self._keep_more, self._complete = self._budget > 0, False
+
+    def __iter__(self) -> Iterator[AnyGraph]:
+        kept = len(self.kept)
+        yield from self.kept
+        if self._complete:
+            return
+        leaves = self._risk.leaves(self._theta)
+        for index, (batch, count) in enumerate(self._risk.read()):
+            if index < kept:
+                self._require_same(index, batch)
+                continue
+            graph = self._kind(self._risk, leaves, batch, count)
+            yield graph
+            self._keep(graph, batch)
+        self._complete = self._keep_more
+
+    def _keep(self, graph: AnyGraph, batch: Any) -> None:
+        if not self._keep_more:
+            return
+        size = graph.num_bytes()
+        self._keep_more = size <= self._budget  # once one does not fit, none after it is kept: a prefix stays simple
+        if self._keep_more:
+            self._budget -= size
+            self.kept.append(graph)
+            self._fingerprints.append(fingerprint(batch))
+
+    def _require_same(self, index: int, batch: Any) -> None:
+        """Batches in another order would count some examples twice: once in a kept graph, once in a new one."""
+        if fingerprint(batch) != self._fingerprints[index]:
+            raise ValueError(
+                f"batches: expected the same batches in the same order on every pass, got another batch {index}; "
+                "pass list(batches) or a loader that does not shuffle"
+            )
