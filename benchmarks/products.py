@@ -27,7 +27,6 @@ Product = Callable[[], list[Tensor]]
 
 def ways(model: nn.Module, x: Tensor, y: Tensor, vector: dict[str, Tensor]) -> dict[str, Callable[[], Product]]:
     """Name -> a function that builds what can be kept and returns the product."""
-    names = list(vector)
     directions = list(vector.values())
     point = {name: p.detach().clone() for name, p in model.named_parameters()}
     leaves = {name: p.clone().requires_grad_() for name, p in point.items()}
@@ -53,10 +52,10 @@ def ways(model: nn.Module, x: Tensor, y: Tensor, vector: dict[str, Tensor]) -> d
 
     def linearized() -> Product:
         _, product = linearize(grad(loss), point)
-        return lambda: [product(vector)[name] for name in names]
+        return lambda: list(product(vector).values())
 
     def forward_over_reverse() -> Product:
-        return lambda: [jvp(grad(loss), (point,), (vector,))[1][name] for name in names]
+        return lambda: list(jvp(grad(loss), (point,), (vector,))[1].values())
 
     return {
         "graph kept, double backward of losslab": ours,

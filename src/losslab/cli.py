@@ -168,11 +168,16 @@ def _summary(folder: Path) -> None:
     for column in table.COLUMNS:
         cells = [column.cell(run) for run in found.runs]
         if any(cell.text != table.ABSENT for cell in cells):
-            texts = (f"[yellow]{escape(c.text)} ?[/yellow]" if c.suspect else escape(c.text) for c in cells)
-            grid.add_row(column.title, *texts)
+            grid.add_row(column.title, *map(_cell, cells))
     for pair in found.pairs:
         grid.add_row(escape(f"barrier {pair.name}"), table.number(pair.record.get("barrier")))
     console.print(grid)
+
+
+def _cell(cell: table.Cell) -> str:
+    """A number, what belongs to it below, and a question mark on one that did not converge."""
+    text = f"[yellow]{escape(cell.text)} ?[/yellow]" if cell.suspect else escape(cell.text)
+    return f"{text}\n[dim]{escape(cell.note)}[/dim]" if cell.note else text
 
 
 @contextmanager
