@@ -64,7 +64,7 @@ def with_error(value: Any, error: Any) -> str:
         return number(value) if error is None else f"{number(value)} ± {number(error, 2)}"
     decimals = 1 - math.floor(math.log10(error)) if error > 0 else 9
     in_value = decimals + (math.floor(math.log10(abs(value))) if value else 0) + 1
-    if in_value > 5 or abs(value) >= 1e6 or 0 < abs(value) < 1e-3:  # more digits than anyone reads
+    if max(in_value, decimals - 1) > 5 or abs(value) >= 1e6 or 0 < abs(value) < 1e-3:  # more digits than anyone reads
         return f"{number(value, 5)} ± {number(error, 1)}"
     places = max(decimals, 0)
     return f"{value:.{places}f} ± {error:.{places}f}".replace("-", "−")
