@@ -38,8 +38,8 @@ class Problem:
         return float(np.abs(got / np.array(self.known["reference"]) - 1).max())
 
 
-def by_losslab(problem: Problem, seed: int, *, tol: float = TOL, graph_memory: int | str = "auto") -> Sequence[float]:
-    risk = EmpiricalRisk(problem.model, problem.loss_fn, problem.batches, graph_memory=graph_memory)
+def by_losslab(problem: Problem, seed: int, *, tol: float = TOL, **options: Any) -> Sequence[float]:
+    risk = EmpiricalRisk(problem.model, problem.loss_fn, problem.batches, **options)
     return eigenpairs(Hessian(risk), K, which="largest_magnitude", tol=tol, seed=seed).values
 
 
@@ -104,11 +104,14 @@ EIGENTHINGS = "hessian_eigenthings:HessianOperator.matvec"
 CURVLINOPS = "curvlinops:HessianLinearOperator._matmat"
 PYHESSIAN = "pyhessian:hessian.dataloader_hv_product"
 streamed = functools.partial(by_losslab, graph_memory=0)
+unchecked = functools.partial(by_losslab, check=False)
 untold = functools.partial(by_hessian_eigenthings, told=False)
 METHODS = {
     "losslab": Method("losslab", by_losslab, OURS),
     "losslab-streamed": Method("losslab, streamed", streamed, OURS),
     "losslab-keep-freed": Method("losslab, freed memory kept", by_losslab, OURS, keep_freed_memory),
+    "losslab-unchecked": Method("losslab, check=False", unchecked, OURS),
+    "losslab-unchecked-keep-freed": Method("losslab, both", unchecked, OURS, keep_freed_memory),
     "hessian-eigenthings": Method("hessian-eigenthings, told its steps", by_hessian_eigenthings, EIGENTHINGS),
     "hessian-eigenthings-defaults": Method("hessian-eigenthings, defaults", untold, EIGENTHINGS),
     "curvlinops": Method("curvlinops, SciPy's eigsh", by_curvlinops, CURVLINOPS),
