@@ -1,5 +1,7 @@
 """The replaced second derivatives are autograd's own numbers."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -73,3 +75,18 @@ def test_only_one_of_three_inputs_needs_a_gradient():
                 return (F.conv2d(t, w) if frozen is w else F.conv2d(x, t)) ** 2
 
         assert gradgradcheck(replaced, [moving])
+
+
+def test_all_directions_at_once():
+    """gradgradcheck asks for one output at a time; a Hessian product moves x, w and b together."""
+    inputs = [t.requires_grad_() for t in (normal(2, 2, 5, 5), normal(3, 2, 3, 3, seed=1), normal(3, seed=2))]
+    directions = [normal(*t.shape, seed=3 + i) for i, t in enumerate(inputs)]
+
+    def product(mode):
+        with mode:
+            loss = (F.conv2d(*inputs) ** 3).sum()
+        gradients = torch.autograd.grad(loss, inputs, create_graph=True)
+        return torch.autograd.grad(gradients, inputs, grad_outputs=directions)
+
+    for ours, autograds in zip(product(CheapDoubleBackward()), product(contextlib.nullcontext()), strict=True):
+        torch.testing.assert_close(ours, autograds)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from losslab.operators.dense import DenseOperator
-from losslab.solvers.krylov import Krylov
+from losslab.solvers.krylov import Krylov, norm
 from losslab.solvers.lanczos import eigenpairs
 from losslab.status import Status
 from matrices import Broken, Counted, diagonal, rotated
@@ -231,3 +231,25 @@ def test_smallest_basis_that_covers_the_matrix():
     result = eigenpairs(diagonal([1.0, 2.0]), 2, which="largest", max_basis=2)
     np.testing.assert_allclose(result.values, [2, 1])
     assert eigenpairs(diagonal([3.0])).values.tolist() == [3.0]
+
+
+def test_norms_are_summed_in_float64():
+    """torch's float32 norm of so many entries is off by 1e-5 and more."""
+    vector = torch.rand(3_000_000, generator=torch.Generator().manual_seed(0))
+    assert norm(vector) == pytest.approx(float(vector.double().norm()), rel=1e-9)
+
+
+def test_new_block_refuses_a_vector_of_the_old_space(monkeypatch):
+    """Its remainder would be rounding, and pass for a new direction."""
+    eye = diagonal([2.0, 2.0, 2.0, 2.0], dtype=torch.float32)
+    first = torch.tensor([1.0, -1.0, 1.0, 1.0])
+    space = Krylov(eye, first, 4)
+    space.step()
+    assert space.broken
+    draws = iter([first * (1 + 1e-7), torch.tensor([1.0, 0.0, 0.0, 0.0])])
+    monkeypatch.setattr("losslab.solvers.krylov.gaussian", lambda *_: next(draws))
+    assert space.new_block(torch.Generator())
+    space.step()
+    rows = space.basis[:2].double()
+    torch.testing.assert_close(rows @ rows.mT, torch.eye(2, dtype=torch.float64), rtol=0, atol=1e-6)
+    assert next(draws, None) is None

@@ -62,6 +62,7 @@ def test_the_table_shows_the_numbers(html):
     for shown in (
         "98.50 %",
         "13 ± 1e−5",
+        "3.5 ± 1e−4",  # the two errors together
         "51.2 ± 1.5",
         "43.5",
         "0.6154",

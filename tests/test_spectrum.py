@@ -77,6 +77,8 @@ def test_trace_z_test(seed):
 
 def test_derived_numbers(result, exact):
     assert result.condition_number == pytest.approx(abs(exact[-1] / exact[0]), rel=1e-3)
+    relative = result.top_errors[0] / result.top[0] + result.smallest_errors[0] / abs(result.smallest[0])
+    assert result.condition_number_error == pytest.approx(result.condition_number * relative)
     assert result.spectral_gap == pytest.approx(exact[-1] - exact[-2], abs=result.top_errors[:2].sum())
     assert 5 <= result.num_negative <= (exact < 0).sum()
     assert result.negative_mass == pytest.approx((exact < -1e-4 * exact[-1]).mean(), abs=0.1)

@@ -25,8 +25,8 @@ def keep_freed_memory() -> bool:
     """Make glibc keep large freed blocks for this process instead of returning them to the system each time.
 
     Every product allocates and frees the same large tensors; by default glibc maps and unmaps them anew, and the
-    page faults cost a third of the time (measured: a solver run 1.45 × faster, training steps 1.2–1.4 ×). The price:
-    the process keeps up to its peak memory until it ends. A choice for a program, not for a library, hence this
+    page faults cost about a sixth of the time (a solver run took 0.83 of it: benchmarks/results/peers_checks.md). The
+    price: the process keeps up to its peak memory until it ends. A choice for a program, not for a library, hence this
     explicit call. Returns whether it took effect (only on Linux with glibc).
     """
     if not sys.platform.startswith("linux"):

@@ -22,7 +22,7 @@ class GradientCovariance(LinearOperator):
     twice, Cv = (1/N) Jᵀ(Jv) − ḡ(ḡᵀv): Jv by differentiating Jᵀu with respect to u, Jᵀ(Jv) by one backward pass; the
     per-example gradients themselves are never held. C is fixed at the point where the model is when this is made.
 
-    Cost: about 2 g a product with the graphs kept (budget: the risk's `graph_memory`), 3–4 g where they are rebuilt.
+    Cost: one pass forwards and one backwards through the graphs, kept within the risk's `graph_memory`, else rebuilt.
 
     Raises:
         ValueError: The loss of a batch is not the mean (or sum) of its examples' losses, as with BatchNorm in train

@@ -43,7 +43,7 @@ def gradient_noise(
         progress: Called after each product.
 
     Returns:
-        NoiseResult, errors as bounds on the two eigenvalues. Cost: 10 to 30 products in all, about 2 g each.
+        NoiseResult, errors as bounds on the two eigenvalues. Cost: 10 to 30 products in all.
 
     Raises:
         ValueError: The loss mixes examples (`GradientCovariance`).

@@ -28,8 +28,7 @@ def trace(
     """What is the sum of the eigenvalues?  tr A = tr(QAQᵀ) + E[z⊥ᵀAz⊥],  z⊥ = (I − QᵀQ)z.
 
     The first half of the budget builds a Krylov basis Q, on whose span the trace is known exactly (it holds the large
-    eigenvalues, which make Hutchinson's estimator noisy); Rademacher vectors z sample the rest. At 96 products the root
-    mean square error was 0.85 % where Hutch++ had 1.4 % and Hutchinson 1.5 % (n = 1229, 40 seeds).
+    eigenvalues, which make Hutchinson's estimator noisy); Rademacher vectors z sample the rest.
 
     Args:
         operator: Symmetric n×n.
