@@ -48,7 +48,14 @@ def ways(model: nn.Module, x: Tensor, y: Tensor, vector: dict[str, Tensor]) -> d
     def ours() -> Product:
         risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), [(x, y)], check=False)
         own = GradientGraph(risk, leaves, (x, y), len(y))
-        return lambda: list(next(iter(own.products([directions]))))
+        flat = risk.space.flatten(directions).unsqueeze(0)
+
+        def product() -> list[Tensor]:
+            out = torch.zeros_like(flat)
+            own.add_products(flat, out)
+            return risk.space.views(out[0])
+
+        return product
 
     def linearized() -> Product:
         _, product = linearize(grad(loss), point)

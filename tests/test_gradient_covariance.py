@@ -104,12 +104,12 @@ def test_shuffled_loader_with_some_graphs_kept():
     loader = DataLoader(TensorDataset(X, Y), batch_size=3, shuffle=True, generator=torch.Generator())
     operator = GradientCovariance(EmpiricalRisk(model, nn.CrossEntropyLoss(), loader))
     operator @ normal(operator.size)
-    one = operator._jacobians.kept[0].num_bytes()
+    one = operator._graphs.kept[0].num_bytes()
     operator = GradientCovariance(EmpiricalRisk(model, nn.CrossEntropyLoss(), loader, graph_memory=2 * one))
     for _ in range(3):
         torch.testing.assert_close(operator.to_dense(), expected, rtol=1e-8, atol=1e-12)
         torch.rand(1)
-    assert 0 < len(operator._jacobians.kept) < 4
+    assert 0 < len(operator._graphs.kept) < 4
 
 
 @pytest.mark.parametrize(

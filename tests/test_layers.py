@@ -17,7 +17,7 @@ LAYERS = [
     {"probes", "optim"},
     {"solvers"},
     {"operators"},
-    {"params", "random", "status", "records", "memory", "_version"},
+    {"params", "random", "status", "records", "memory", "ranks", "_version"},
 ]
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 

@@ -21,6 +21,12 @@ def free_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or on the host."""
+    host = "DefaultCPUAllocator" in str(error) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or host
+
+
 def keep_freed_memory() -> bool:
     """Make glibc keep large freed blocks for this process instead of returning them to the system each time.
 

@@ -82,6 +82,12 @@ class ParameterSpace:
         ]
         return torch.cat(pieces)
 
+    def add_to(self, vector: Tensor, tensors: Sequence[Tensor | None]) -> None:
+        """Add tensors in the parameters' shapes to a vector, in place; None counts as zero."""
+        for view, tensor in zip(self.views(vector), tensors, strict=True):
+            if tensor is not None:
+                view.add_(tensor)
+
     def check(self, vector: Tensor, name: str = "vector") -> Tensor:
         """The vector itself if it has shape (P,), moved here if need be; else an error that says what was expected."""
         if not isinstance(vector, Tensor) or vector.shape != (self.size,):

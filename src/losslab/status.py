@@ -10,6 +10,10 @@ from enum import Enum
 Progress = Callable[[float, float, str], None]
 
 
+class StopRequested(Exception):
+    """Raised by a progress callback: end here, with a result of what is known so far."""
+
+
 class Status(str, Enum):
     """Why a computation stopped, from the most to the least trustworthy. The value is the name in files.
 
@@ -23,6 +27,8 @@ class Status(str, Enum):
     breakdown = "breakdown"
     converged = "converged"
     budget_reached = "budget_reached"
+    time_reached = "time_reached"
+    stopped = "stopped"
     nonfinite = "nonfinite"
 
     @property
@@ -44,6 +50,8 @@ _MESSAGES = {
     Status.converged: "the requested tolerance was reached",
     Status.breakdown: "an invariant subspace was found: the values are exact",
     Status.budget_reached: "the budget of products was used up first: read the errors, or raise max_matvecs",
+    Status.time_reached: "the time budget was used up first: read the errors, or raise time_budget",
+    Status.stopped: "it was told to stop: these are the numbers known by then, read the errors",
     Status.nonfinite: "NaN or Inf appeared in a product: check the loss and its derivatives at this point",
 }
 

@@ -7,6 +7,8 @@ import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
+from losslab.ranks import Split
+
 
 class LinearOperator(ABC):
     """A real symmetric n×n matrix A, given by V ↦ AV.
@@ -18,6 +20,16 @@ class LinearOperator(ABC):
     size: int
     dtype: torch.dtype
     device: torch.device
+
+    @property
+    def precision(self) -> float:
+        """Relative rounding error of a product: no residual is known better. That of the dtype unless overridden."""
+        return torch.finfo(self.dtype).eps
+
+    @property
+    def split(self) -> Split:
+        """How vectors lie over the processes: here whole."""
+        return Split(self.size)
 
     @abstractmethod
     def _matmat(self, matrix: Tensor) -> Tensor:
@@ -34,6 +46,12 @@ class LinearOperator(ABC):
             got = tuple(matrix.shape) if isinstance(matrix, Tensor) else type(matrix).__name__
             raise ValueError(f"matrix: expected a tensor of shape ({self.size}, k), got {got}")
         return self._matmat(matrix.to(device=self.device, dtype=self.dtype))
+
+    def matmat_part(self, part: Tensor) -> Tensor:
+        """This process's rows of AV from its rows of V: (local n, k) to (local n, k)."""
+        if self.split.ranks.count == 1:
+            return self.matmat(part)
+        return self.split.part(self.matmat(self.split.whole(part.mT).mT).mT).mT
 
     def __matmul__(self, other: Tensor) -> Tensor:
         """Av or AV."""
@@ -78,6 +96,14 @@ class _Sum(LinearOperator):
         self.size, self.device = left.size, left.device
         self.dtype = torch.promote_types(left.dtype, right.dtype)
 
+    @property
+    def precision(self) -> float:
+        return max(self.left.precision, self.right.precision)
+
+    @property
+    def split(self) -> Split:
+        return self.left.split
+
     def _matmat(self, matrix: Tensor) -> Tensor:
         return self.left.matmat(matrix).to(self.dtype) + self.right.matmat(matrix).to(self.dtype)
 
@@ -88,6 +114,14 @@ class _Scaled(LinearOperator):
             raise TypeError(f"c * A: expected a number c, got {type(factor).__name__}")
         self.factor, self.operator = factor, operator
         self.size, self.dtype, self.device = operator.size, operator.dtype, operator.device
+
+    @property
+    def precision(self) -> float:
+        return self.operator.precision
+
+    @property
+    def split(self) -> Split:
+        return self.operator.split
 
     def _matmat(self, matrix: Tensor) -> Tensor:
         return self.factor * self.operator.matmat(matrix)

@@ -1,6 +1,5 @@
 """GradientCovariance: products with the covariance of the per-example gradients, never the matrix."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,13 +8,33 @@ from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from losslab.operators import batches as kinds
-from losslab.operators.base import LinearOperator
-from losslab.operators.gradient_graph import explained, graph_bytes, require_second_derivatives
-from losslab.operators.kept_graphs import KeptGraphs
+from losslab.operators.gradient_graph import explained
+from losslab.operators.linearized import Linearized
 from losslab.operators.risk import EmpiricalRisk
+from losslab.operators.risk_operator import RiskOperator
 
 
-class GradientCovariance(LinearOperator):
+class _ExampleGradients:
+    """JᵀJ/N of a batch's example losses: J has one row an example, its gradient."""
+
+    def __init__(self, risk: EmpiricalRisk, leaves: dict[str, Tensor], batch: Any, count: int):
+        self.count, self._space, self._num_examples = count, risk.space, risk.num_examples
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), explained(risk, leaves, batch):
+            losses = example_losses(risk, leaves, batch, count)
+            self._jacobian = Linearized(losses, list(leaves.values()), lambda: explained(risk, leaves, batch))
+
+    def num_bytes(self) -> int:
+        """What the graph keeps alive beside the parameters."""
+        return self._jacobian.num_bytes()
+
+    def add_products(self, rows: Tensor, out: Tensor) -> None:
+        """Add JᵀJv/N to `out` for each row v."""
+        for vector, total in zip(rows, out, strict=True):
+            along = self._jacobian.along(self._space.views(vector)) / self._num_examples
+            self._space.add_to(total, self._jacobian.back(along))
+
+
+class GradientCovariance(RiskOperator):
     """How do the examples' gradients scatter?  C = (1/N) Σᵢ gᵢgᵢᵀ − ḡḡᵀ,  gᵢ = ∇ℓᵢ(θ),  ḡ = ∇L(θ).
 
     `centred=False` leaves ḡḡᵀ out: the empirical Fisher matrix. A product applies the Jacobian J of the N losses
@@ -30,67 +49,23 @@ class GradientCovariance(LinearOperator):
         RuntimeError: An operation cannot be differentiated a second time; the message names its module.
     """
 
+    kind = _ExampleGradients
+
     def __init__(self, risk: EmpiricalRisk, *, centred: bool = True):
-        self.risk, self.centred = risk, centred
-        self.size, self.dtype, self.device = risk.space.size, risk.dtype, risk.device
+        super().__init__(risk)
+        self.centred = centred
         self._mean = risk.gradient() if centred else None
-        self._jacobians = KeptGraphs(risk, _Jacobian)
         with risk.evaluating(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             # A batch of one example is the sum of its parts whatever the model does.
             batch, count = next((item for item in risk.read() if item[1] > 1), (None, 0))
             if count:
                 _require_separable(risk, risk.leaves(risk.space.vector()), batch, count)
 
-    def _matmat(self, matrix: Tensor) -> Tensor:
-        rows = matrix.mT.contiguous()
-        out = torch.zeros_like(rows, dtype=self.risk.accumulation_dtype)
-        with self.risk.evaluating():
-            for jacobian in self._jacobians:
-                jacobian.add_products(rows, out)
-        out /= self.risk.num_examples
-        if self._mean is not None:
-            mean = self._mean.to(out.dtype)
-            out -= (rows.to(out.dtype) @ mean).outer(mean)
-        return out.to(self.dtype).mT
-
-
-class _Jacobian:
-    """J, one row an example: the derivative of a batch's example losses with respect to the parameters."""
-
-    def __init__(self, risk: EmpiricalRisk, leaves: dict[str, Tensor], batch: Any, count: int):
-        self._space, self._leaves = risk.space, list(leaves.values())
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), explained(risk, leaves, batch):
-            self._losses = example_losses(risk, leaves, batch, count)
-            self._dual = torch.ones_like(self._losses, requires_grad=True)
-            grads: Sequence[Tensor | None] = [None] * len(self._leaves)
-            if self._losses.requires_grad:
-                grads = torch.autograd.grad(
-                    self._losses, self._leaves, grad_outputs=self._dual, create_graph=True, allow_unused=True
-                )
-            require_second_derivatives(grads)
-        self._used = [(i, g) for i, g in enumerate(grads) if g is not None]
-        self._explained = lambda: explained(risk, leaves, batch)
-
-    def num_bytes(self) -> int:
-        """What the graph keeps alive beside the parameters."""
-        return graph_bytes([gradient for _, gradient in self._used], self._leaves)
-
-    def add_products(self, rows: Tensor, out: Tensor) -> None:
-        """Add JᵀJv to `out` for each row v."""
-        if not self._used:
-            return
-        outputs = [gradient for _, gradient in self._used]
-        for vector, total in zip(rows, out, strict=True):
-            views = self._space.views(vector)
-            directions = [views[i] for i, _ in self._used]
-            with self._explained():
-                (along,) = torch.autograd.grad(outputs, self._dual, grad_outputs=directions, retain_graph=True)
-            grads = torch.autograd.grad(
-                self._losses, self._leaves, grad_outputs=along, retain_graph=True, allow_unused=True
-            )
-            for part, gradient in zip(self._space.views(total), grads, strict=True):
-                if gradient is not None:
-                    part.add_(gradient)
+    def _finish(self, rows: Tensor, sums: Tensor) -> Tensor:
+        if self._mean is None:
+            return sums
+        mean = self._mean.to(sums.dtype)
+        return sums - (rows.to(sums.dtype) @ mean).outer(mean)
 
 
 def example_losses(risk: EmpiricalRisk, leaves: dict[str, Tensor], batch: Any, count: int) -> Tensor:

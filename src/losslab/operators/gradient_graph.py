@@ -26,7 +26,7 @@ class GradientGraph:
     """
 
     def __init__(self, risk: EmpiricalRisk, leaves: dict[str, Tensor], batch: Any, count: int):
-        self._leaves = list(leaves.values())
+        self._space, self._leaves, self.count = risk.space, list(leaves.values()), count
         with (
             risk.evaluating(),
             torch.enable_grad(),
@@ -43,18 +43,19 @@ class GradientGraph:
         self._curved = [(i, g) for i, g in enumerate(grads) if g is not None and g.requires_grad]
         self._explained = lambda: explained(risk, leaves, batch)
 
-    def products(self, vectors: Sequence[list[Tensor]]) -> Iterator[Sequence[Tensor | None]]:
-        """Hv for each v, v and Hv as tensors in the parameters' shapes (None: zero)."""
+    def add_products(self, rows: Tensor, out: Tensor) -> None:
+        """Add H_b v to the row of `out` for each row v of `rows`, both (k, P)."""
         outputs = [gradient for _, gradient in self._curved]
-        for views in vectors:
-            if not outputs:
-                yield [None] * len(self._leaves)
-                continue
+        if not outputs:
+            return
+        for vector, total in zip(rows, out, strict=True):
+            views = self._space.views(vector)
             directions = [views[i] for i, _ in self._curved]
             with self._explained():
-                yield torch.autograd.grad(
+                products = torch.autograd.grad(
                     outputs, self._leaves, grad_outputs=directions, retain_graph=True, allow_unused=True
                 )
+            self._space.add_to(total, products)
 
     def num_bytes(self) -> int:
         """What the graph keeps alive beside the parameters."""

@@ -10,9 +10,15 @@ from losslab.operators.risk import EmpiricalRisk
 
 
 class Graph(Protocol):
-    """What is kept for a batch."""
+    """What is kept for a batch of `count` examples: its part A_b of a matrix."""
+
+    count: int
 
     def __init__(self, risk: EmpiricalRisk, leaves: dict[str, Tensor], batch: Any, count: int): ...
+
+    def add_products(self, rows: Tensor, out: Tensor) -> None:
+        """Add A_b v to the row of `out` for each row v of `rows`, both (k, P)."""
+        ...
 
     def num_bytes(self) -> int:
         """Memory that it keeps alive beside the parameters."""
@@ -20,6 +26,7 @@ class Graph(Protocol):
 
 
 AnyGraph = TypeVar("AnyGraph", bound=Graph)
+_LEAST_BUDGET = 1 << 20
 
 
 class KeptGraphs(Generic[AnyGraph]):
@@ -50,6 +57,18 @@ class KeptGraphs(Generic[AnyGraph]):
             yield graph
             self._keep(graph, batch)
         self._complete = self._keep_more
+
+    def shrink(self) -> int | None:
+        """Drop all graphs and halve what the next ones may take, to nothing below a MiB; None where it was nothing."""
+        held = sum(graph.num_bytes() for graph in self.kept)
+        whole = held + self._budget if self._keep_more else held
+        self.kept.clear()
+        self._fingerprints.clear()
+        if not whole:
+            return None
+        self._budget = whole // 2 if whole >= 2 * _LEAST_BUDGET else 0
+        self._keep_more, self._complete = self._budget > 0, False
+        return self._budget
 
     def _keep(self, graph: AnyGraph, batch: Any) -> None:
         if not self._keep_more:

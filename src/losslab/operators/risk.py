@@ -18,6 +18,7 @@ from losslab.operators import batches as kinds
 from losslab.operators.determinism import Evaluation, fingerprint, nonfinite_message, require_equal
 from losslab.params import ParameterSpace
 from losslab.random import preserved_random_states
+from losslab.ranks import ALONE, Ranks
 
 
 class EmpiricalRisk:
@@ -38,6 +39,8 @@ class EmpiricalRisk:
         graph_memory: Bytes that kept gradient graphs may take; "auto": a quarter of the free memory; 0: keep none.
         count_examples: `batch -> int`, where the first axis of the first tensor is not the examples; or where the loss
             averages over something else, such as the tokens that `ignore_index` leaves (count those then).
+        ranks: `Ranks.world()` where several processes hold a part of the data each: `batches` are this process's own,
+            N counts all of them, and every process must make the same calls. Default: this process alone.
 
     Raises:
         TypeError, ValueError: Batches that can be read only once, empty data, no trainable parameter, an unknown
@@ -55,6 +58,7 @@ class EmpiricalRisk:
         check: bool = True,
         graph_memory: int | Literal["auto"] = "auto",
         count_examples: Callable[[Any], int] = kinds.count_examples,
+        ranks: Ranks = ALONE,
     ):
         kinds.check_reiterable(batches)
         if mode not in ("eval", "train"):
@@ -63,14 +67,15 @@ class EmpiricalRisk:
             raise ValueError(f"graph_memory: expected 'auto' or a number of bytes >= 0, got {graph_memory!r}")
         self.model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper has no second derivatives
         self.loss_fn, self.batches, self.mode = loss_fn, batches, mode
-        self.graph_memory = graph_memory
+        self.graph_memory, self.ranks = graph_memory, ranks
         self.space = ParameterSpace(self.model, params)
         self._reduction = kinds.reduction_of(loss_fn)
         self._count = count_examples
         if count_examples is kinds.count_examples:
             kinds.require_equal_weights(loss_fn, self._reduction)
         with self.evaluating():
-            self.num_examples = sum(count for _, count in self._read())
+            self._own_examples = sum(count for _, count in self._read())
+        self.num_examples = int(ranks.total(self._own_examples)[0])
         if self.num_examples == 0:
             raise ValueError("batches: expected at least one example, got none; is the loader empty (drop_last)?")
         if check:
@@ -112,7 +117,7 @@ class EmpiricalRisk:
         with self.evaluating():
             for batch, count in self.read():
                 total += self.batch_share(parameters, batch, count)
-        return float(total)
+        return float(self.ranks.sum(total))
 
     def gradient(self) -> Tensor:
         """∇L at the present parameters, shape (P,). Cost: the unit g in which all other costs are given."""
@@ -148,7 +153,8 @@ class EmpiricalRisk:
                 gradient_scale += size
                 if fingerprints:
                     seen.append(fingerprint(batch))
-        return Evaluation(loss, gradient.to(self.dtype), loss_scale, gradient_scale, tuple(seen))
+        loss, loss_scale, gradient_scale = self.ranks.total(loss, loss_scale, gradient_scale)
+        return Evaluation(loss, self.ranks.sum(gradient).to(self.dtype), loss_scale, gradient_scale, tuple(seen))
 
     @contextlib.contextmanager
     def at(self, vector: Tensor) -> Iterator["EmpiricalRisk"]:
@@ -194,8 +200,8 @@ class EmpiricalRisk:
         for batch, count in self._read():
             total += count
             yield batch, count
-        if total != self.num_examples:
-            raise ValueError(f"batches: expected the same {self.num_examples} examples on every pass, got {total}")
+        if total != self._own_examples:
+            raise ValueError(f"batches: expected the same {self._own_examples} examples on every pass, got {total}")
 
     @contextlib.contextmanager
     def evaluating(self, seed: int = 0) -> Iterator[None]:

@@ -12,6 +12,7 @@ from losslab.operators.hessian import Hessian
 from losslab.operators.risk import EmpiricalRisk
 from losslab.probes.base import ProbeResult
 from losslab.random import make_generator, rademacher
+from losslab.solvers.budget import Budget
 from losslab.solvers.density import density_from, extend, quadrature
 from losslab.solvers.estimate import Density, Estimate
 from losslab.solvers.krylov import Krylov
@@ -83,6 +84,7 @@ class SpectrumOptions:
         num_probes: Start vectors of the density; the shared run is the first.
         trace_tol: Relative standard error of the trace to stop at.
         trace_samples: Products for the trace at most.
+        time_budget: Seconds for all of it at most; None: no limit.
     """
 
     tol: float = 1e-3
@@ -93,10 +95,11 @@ class SpectrumOptions:
     num_probes: int = 3
     trace_tol: float = 0.01
     trace_samples: int = 32
+    time_budget: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not (value > 0 or (name == "floor" and value == 0)):
+            if value is not None and not (value > 0 or (name == "floor" and value == 0)):
                 raise ValueError(f"{name}: expected a number > 0, got {value!r}")
 
 
@@ -138,28 +141,33 @@ def spectrum_of(
     if not isinstance(k, int) or k < 1 or 2 * k > operator.size:
         raise ValueError(f"k: expected 1 <= k <= {operator.size // 2} for {operator.size} parameters, got {k!r}")
     generator = make_generator(seed)
-    expected = options.max_basis + (options.num_probes - 1) * options.num_nodes + options.trace_samples
-    tick = _Ticker(progress, expected)
+    ranks, expected = operator.split.ranks, _expected(options)
+    budget = Budget(options.num_nodes, options.time_budget, progress, expected=expected, ranks=ranks)
     starts = rademacher((options.num_probes, operator.size), generator)
     krylov = Krylov(operator, starts[0], _basis_size(operator, k, options))
     search = Search(krylov, k, "both_ends", options.tol, options.floor)
-    statuses = [extend(krylov, options.num_nodes, tick)]
+    statuses = [extend(krylov, options.num_nodes, budget)]
     quadratures, density_matvecs = [quadrature(krylov)], krylov.matvecs
-    eigenvalues = Status.converged
-    if statuses[0] is Status.converged and not search.found():
-        eigenvalues = run(search, search.found, options.max_matvecs, generator, tick)
-    tick.before += krylov.matvecs
+    eigenvalues = statuses[0]
+    if eigenvalues.ok and not search.found():
+        budget.allow(options.max_matvecs - krylov.matvecs)
+        eigenvalues = run(search, search.found, budget, generator)
     for start in starts[1:]:
         other = Krylov(operator, start, options.num_nodes)
-        statuses.append(extend(other, options.num_nodes, tick))
+        budget.allow(options.num_nodes)
+        statuses.append(extend(other, options.num_nodes, budget))
         quadratures.append(quadrature(other))
-        tick.before += other.matvecs
         density_matvecs += other.matvecs
     density = density_from(quadratures, density_matvecs, worst(*statuses), seed=seed)
-    tick.before -= krylov.matvecs  # the trace counts the products of the space it starts from
-    trace = complete(krylov, options.trace_samples, options.trace_tol, generator, seed, tick)
+    budget.allow(options.trace_samples)
+    trace = complete(krylov, options.trace_tol, generator, budget, seed)
     status = worst(trace.status, eigenvalues, density.status)
-    return _summary(search, trace, density, status, num_examples, tick.before + trace.matvecs, seed)
+    return _summary(search, trace, density, status, num_examples, budget.used, seed)
+
+
+def _expected(options: SpectrumOptions) -> int:
+    """Products that the whole will take, about: the total of its progress."""
+    return options.max_basis + (options.num_probes - 1) * options.num_nodes + options.trace_samples
 
 
 def _basis_size(operator: LinearOperator, k: int, options: SpectrumOptions) -> int:
@@ -167,18 +175,6 @@ def _basis_size(operator: LinearOperator, k: int, options: SpectrumOptions) -> i
     row = operator.size * torch.promote_types(operator.dtype, torch.float32).itemsize
     affordable = free_bytes(operator.device) // 2 // row
     return max(min(options.max_basis, affordable), options.num_nodes, 2 * k + 4)
-
-
-class _Ticker:
-    """One progress count over several solvers."""
-
-    def __init__(self, progress: Progress | None, expected: int):
-        self._progress, self._expected = progress, expected
-        self.before = 0
-
-    def __call__(self, done: float, total: float, note: str) -> None:
-        if self._progress is not None:
-            self._progress(min(self.before + done, self._expected), self._expected, note)
 
 
 def _summary(

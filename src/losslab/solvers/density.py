@@ -6,6 +6,7 @@ from torch import Tensor
 
 from losslab.operators.base import LinearOperator
 from losslab.random import make_generator, rademacher
+from losslab.solvers.budget import Budget
 from losslab.solvers.estimate import Density
 from losslab.solvers.krylov import Krylov
 from losslab.status import Progress, Status, worst
@@ -23,6 +24,7 @@ def spectral_density(
     width: float | None = None,
     seed: int | torch.Generator = 0,
     vectors: Tensor | None = None,
+    time_budget: float | None = None,
     progress: Progress | None = None,
 ) -> Density:
     """How are all the eigenvalues spread?  ρ(λ) = (1/n) Σᵢ δ(λ − λᵢ), smoothed.
@@ -37,6 +39,7 @@ def spectral_density(
         width: Standard deviation of the Gaussian that smooths, in units of λ; default 1 % of the spectrum's range.
         seed: Of the vectors; or a generator.
         vectors: (num_probes, n) start vectors of one's own.
+        time_budget: Seconds at most; the density is then that of the probes and nodes there are.
         progress: Called after each product.
 
     Returns:
@@ -52,23 +55,26 @@ def spectral_density(
         vectors = rademacher((num_probes, operator.size), make_generator(seed))
     elif vectors.ndim != 2 or vectors.shape[1] != operator.size or not len(vectors):
         raise ValueError(f"vectors: expected shape (num_probes, {operator.size}), got {tuple(vectors.shape)}")
-    quadratures, statuses, matvecs = [], [], 0
+    budget = Budget(len(vectors) * num_nodes, time_budget, progress, ranks=operator.split.ranks)
+    quadratures, statuses = [], []
     for vector in vectors:
         krylov = Krylov(operator, vector, num_nodes)
-        statuses.append(extend(krylov, num_nodes, progress, matvecs, len(vectors) * num_nodes))
-        matvecs += krylov.matvecs
+        statuses.append(extend(krylov, num_nodes, budget))
         quadratures.append(quadrature(krylov))
-    return density_from(quadratures, matvecs, worst(*statuses), width, known_seed)
+        if not statuses[-1].ok:
+            break
+    return density_from(quadratures, budget.used, worst(*statuses), width, known_seed)
 
 
-def extend(krylov: Krylov, num_steps: int, progress: Progress | None = None, done: int = 0, total: int = 0) -> Status:
+def extend(krylov: Krylov, num_steps: int, budget: Budget, note: str = "density") -> Status:
     """Lanczos steps until the space has `num_steps` vectors or is invariant."""
     while krylov.size < min(num_steps, krylov.operator.size) and not krylov.broken:
+        if (over := budget.stop()) is not None:
+            return over
         krylov.step()
+        budget.spend(1, note)
         if not krylov.finite:
             return Status.nonfinite
-        if progress is not None:
-            progress(done + krylov.matvecs, total or num_steps, "density")
     return Status.converged
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from losslab.memory import free_bytes
 from losslab.operators.base import LinearOperator
 from losslab.random import gaussian
 
@@ -19,18 +20,26 @@ class Krylov:
     Each step costs one product and two passes of block Gram–Schmidt: 16·j·n bytes of memory traffic at step j in
     float32. Every row stays orthogonal to rounding, so no eigenvalue ever appears twice unless it is there twice.
 
+    With several processes each keeps its part of every row (`operator.split`): memory falls as 1/processes, and the
+    dot products of a pass are one all-reduce of j numbers.
+
     Args:
-        operator: Symmetric.
+        operator: Symmetric; the coefficients of the first pass show it where it is not, at no cost.
         start: (n,) the first vector, any length.
         max_basis: Rows that the basis may have. Memory: max_basis × n numbers.
+
+    Raises:
+        ValueError: A start vector that is zero or not finite, or an operator that is not symmetric.
+        MemoryError: A basis larger than the free memory; the message says how many rows fit.
     """
 
     def __init__(self, operator: LinearOperator, start: Tensor, max_basis: int):
         self.operator = operator
         # Half precision cannot hold an orthogonal basis; its products stay in the operator's dtype.
         dtype = torch.promote_types(operator.dtype, torch.float32)
+        self.split = operator.split
         self.capacity = min(max_basis, operator.size)
-        self.basis = torch.zeros(self.capacity, operator.size, dtype=dtype, device=operator.device)
+        self.basis = new_basis(self.capacity, self.split.local_size, dtype, operator.device)
         self.projected = np.zeros((self.capacity, self.capacity))
         self.size = 0
         self.matvecs = 0
@@ -40,7 +49,7 @@ class Krylov:
         self.broken = False  # the space is invariant: its Ritz values are exact
         self.had_break = False  # a subspace was invariant, or within rounding of it, on the way
         self.block_start = 0  # first row after the last such subspace
-        self._next = self._unit(start.to(device=operator.device, dtype=dtype))
+        self._next = self._unit(self.split.part(start.to(device=operator.device, dtype=dtype)))
         self._coupling: np.ndarray | None = None  # T's next column against the kept Ritz vectors
 
     @property
@@ -49,7 +58,7 @@ class Krylov:
 
         An error of eps in each product, and up to 8 eps of the basis after many restarts (measured).
         """
-        return torch.finfo(self.operator.dtype).eps + 10 * torch.finfo(self.basis.dtype).eps
+        return self.operator.precision + 10 * torch.finfo(self.basis.dtype).eps
 
     @property
     def full(self) -> bool:
@@ -60,28 +69,27 @@ class Krylov:
         """Extend the space by one vector: one product."""
         j = self.size
         self.basis[j] = self._next
-        product = (self.operator @ self._next).to(self.basis.dtype)
+        product = self.operator.matmat_part(self._next.unsqueeze(1)).squeeze(1).to(self.basis.dtype)
         self.matvecs += 1
-        self.size = j + 1
-        basis = self.basis[: self.size]
-        scale = norm(product)
+        scale = self.split.norm(product)
         if not math.isfinite(scale):
-            self.finite = False
-            self.size = j  # the row is not used
+            self.finite = False  # the row is not used
             return
-        alpha = float(torch.dot(basis[j], product))
-        for _ in range(2):  # "twice is enough" (Kahan; Giraud et al. 2005)
-            product -= basis.mT @ (basis @ product)
-        self.projected[j, j] = alpha
-        if self._coupling is not None:
-            kept = len(self._coupling)
-            self.projected[j, :kept] = self.projected[:kept, j] = self._coupling
-            self._coupling = None
-        elif j:
-            self.projected[j, j - 1] = self.projected[j - 1, j] = self.beta
-        before, self.beta = self.beta or scale, norm(product)
+        self.size = j + 1
         # Against ‖A‖, not ‖Aq‖: near the null space Aq itself is rounding, and no direction to go on in.
         self.norm = max(self.norm, scale)
+        coefficients = self._project_out(product)
+        expected = np.zeros(j)
+        if self._coupling is not None:
+            expected[: len(self._coupling)] = self._coupling
+            self._coupling = None
+        elif j:
+            expected[-1] = self.beta
+        self._require_symmetric(coefficients[:j], expected)
+        self.projected[j, j] = coefficients[j]
+        self.projected[j, :j] = self.projected[:j, j] = expected
+        self._project_out(product)  # "twice is enough" (Kahan; Giraud et al. 2005)
+        before, self.beta = self.beta or scale, self.split.norm(product)
         self.broken = self.beta <= self.rounding * self.norm or self.size == self.operator.size
         if self.broken:
             self.had_break, self.beta = True, 0.0
@@ -105,9 +113,35 @@ class Krylov:
         return values, np.abs(residuals), vectors
 
     def ritz_vectors(self, columns: np.ndarray) -> Tensor:
-        """Qᵀs for the given columns s of S: (n, k), unit length."""
-        weights = torch.from_numpy(np.ascontiguousarray(columns)).to(self.basis)
-        return self.basis[: self.size].mT @ weights
+        """Qᵀs for the given columns s of S: (n, k), unit length, whole on every process."""
+        return self.split.whole(self._combine(columns)).mT
+
+    def _combine(self, columns: np.ndarray) -> Tensor:
+        weights = torch.from_numpy(np.ascontiguousarray(columns.T)).to(self.basis)
+        return weights @ self.basis[: self.size]
+
+    def deflate(self, rows: Tensor) -> Tensor:
+        """(I − QᵀQ)v for each row v, this process's parts of both."""
+        basis = self.basis[: self.size]
+        for _ in range(2):
+            rows = rows - self.split.sum(rows @ basis.mT) @ basis
+        return rows
+
+    def _project_out(self, vector: Tensor) -> np.ndarray:
+        """V ← v − QᵀQv in place; the coefficients Qv."""
+        basis = self.basis[: self.size]
+        coefficients = self.split.sum(basis @ vector)
+        vector -= basis.mT @ coefficients
+        return coefficients.double().cpu().numpy()
+
+    def _require_symmetric(self, got: np.ndarray, expected: np.ndarray) -> None:
+        """qᵢᵀ(Aqⱼ) against (Aqᵢ)ᵀqⱼ, which T holds: they differ by rounding, or A is not symmetric."""
+        difference = float(np.abs(got - expected).max(initial=0.0))
+        if difference > math.sqrt(self.rounding) * self.norm:
+            raise ValueError(
+                f"operator: expected a symmetric one, got uᵀ(Av) and (Au)ᵀv that differ by {difference:.2g} "
+                f"where ‖Av‖ is up to {self.norm:.2g}; take (A + Aᵀ)/2, or check that products do not change by chance"
+            )
 
     def restart(self, keep: np.ndarray, values: np.ndarray, vectors: np.ndarray) -> None:
         """Compress the space to the Ritz pairs numbered `keep` and the present residual vector."""
@@ -115,7 +149,7 @@ class Krylov:
         # Pairs of the newest block stay behind those of the blocks before it, so that `block_start` keeps its meaning.
         newest = (vectors[self.block_start :, keep] ** 2).sum(axis=0) > 0.5
         keep, self.block_start = keep[np.argsort(newest, kind="stable")], int((~newest).sum())
-        self.basis[:kept] = self.ritz_vectors(vectors[:, keep]).mT
+        self.basis[:kept] = self._combine(vectors[:, keep])
         self.projected[:] = 0.0
         self.projected[range(kept), range(kept)] = values[keep]
         self._coupling = self.beta * vectors[-1, keep]
@@ -125,25 +159,28 @@ class Krylov:
         """After a breakdown: go on from a random vector in the orthogonal complement; False where there is none."""
         if self.size >= self.operator.size or self.full:
             return False
-        basis = self.basis[: self.size]
         for _ in range(10):
-            start = self._unit(gaussian((self.operator.size,), generator).to(basis))
-            for _ in range(2):
-                start = start - basis.mT @ (basis @ start)
-            if norm(start) > math.sqrt(self.rounding):  # below it, what is left lies mostly in the old space
+            start = self._unit(self.split.part(gaussian((self.operator.size,), generator)).to(self.basis))
+            start = self.deflate(start.unsqueeze(0)).squeeze(0)
+            if self.split.norm(start) > math.sqrt(self.rounding):  # below it, what is left lies mostly in the old space
                 self._next, self.block_start = self._unit(start), self.size
                 self.broken, self.beta, self._coupling = False, 0.0, None
                 return True
         return False
 
-    @staticmethod
-    def _unit(vector: Tensor) -> Tensor:
-        length = norm(vector)
+    def _unit(self, vector: Tensor) -> Tensor:
+        length = self.split.norm(vector)
         if not math.isfinite(length) or length == 0.0:
             raise ValueError(f"start: expected a finite vector that is not zero, got one of norm {length}")
         return vector / length
 
 
-def norm(vector: Tensor) -> float:
-    """‖v‖ summed in float64: torch's float32 sum is off by 1e-6 at n = 2·10⁵ and by 3e-5 at 2·10⁶, and T with it."""
-    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
+def new_basis(rows: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros (rows, length), or a MemoryError that says how many rows would fit."""
+    row, free = length * dtype.itemsize, free_bytes(device)
+    if rows * row > free:
+        raise MemoryError(
+            f"max_basis: {rows} vectors of {length:,} numbers take {rows * row / 2**30:.1f} GiB, "
+            f"{free / 2**30:.1f} GiB are free; {free // row} vectors would fit"
+        )
+    return torch.zeros(rows, length, dtype=dtype, device=device)

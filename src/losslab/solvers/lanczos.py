@@ -10,6 +10,7 @@ from torch.nn.functional import pad
 
 from losslab.operators.base import LinearOperator
 from losslab.random import gaussian, make_generator
+from losslab.solvers.budget import Budget
 from losslab.solvers.estimate import Eigenpairs
 from losslab.solvers.krylov import Krylov
 from losslab.status import Progress, Status
@@ -33,6 +34,7 @@ def eigenpairs(
     tol: float = 1e-3,
     max_basis: int | None = None,
     max_matvecs: int | None = None,
+    time_budget: float | None = None,
     vectors: bool = True,
     seed: int | torch.Generator = 0,
     start: Tensor | None = None,
@@ -52,6 +54,7 @@ def eigenpairs(
         tol: Relative residual to stop at.
         max_basis: Vectors kept at most (memory max_basis × n numbers); default max(2k + 20, 40).
         max_matvecs: Products at most; default 20·max_basis.
+        time_budget: Seconds at most.
         vectors: Whether to return the eigenvectors.
         seed: Of the start vector; or a generator.
         start: A start vector of one's own, for example from a run nearby.
@@ -64,9 +67,9 @@ def eigenpairs(
     Raises:
         ValueError: k, tol, max_basis or which out of range; a start vector of another shape, zero, or not finite.
     """
-    wanted = _check(operator, k, which, tol, max_basis, max_matvecs)
+    wanted = _check(operator, k, which, tol, max_basis)
     max_basis = min(max_basis or max(2 * wanted + 20, 40), operator.size)
-    max_matvecs = max_matvecs or 20 * max_basis
+    max_matvecs = 20 * max_basis if max_matvecs is None else max_matvecs
     generator = make_generator(seed)
     if start is None:
         start = gaussian((operator.size,), generator)
@@ -74,32 +77,26 @@ def eigenpairs(
         raise ValueError(f"start: expected shape ({operator.size},), got {tuple(start.shape)}")
     krylov = Krylov(operator, start, max_basis)
     search = Search(krylov, k, which, tol)
-    status = run(search, search.found, max_matvecs, generator, progress)
+    budget = Budget(max_matvecs, time_budget, progress, ranks=operator.split.ranks)
+    status = run(search, search.found, budget, generator)
     return search.result(status, vectors, seed if isinstance(seed, int) else None)
 
 
-def run(
-    search: "Search",
-    finished: Callable[[], bool],
-    max_matvecs: int,
-    generator: torch.Generator,
-    progress: Progress | None = None,
-) -> Status:
+def run(search: "Search", finished: Callable[[], bool], budget: Budget, generator: torch.Generator) -> Status:
     """Extend the Krylov space, restarting when it is full, until `finished`, the budget, or nothing is left."""
     krylov = search.krylov
-    while krylov.matvecs < max_matvecs:
+    while (over := budget.stop()) is None:
         if krylov.full:
             search.compress()
         if krylov.broken and not krylov.new_block(generator):
             return Status.breakdown
         krylov.step()
+        budget.spend(1, search.note())
         if not krylov.finite:
             return Status.nonfinite
-        if progress is not None:
-            progress(krylov.matvecs, max_matvecs, search.note())
         if finished():
             return Status.breakdown if krylov.broken else Status.converged
-    return Status.budget_reached
+    return over
 
 
 class Search:
@@ -192,9 +189,7 @@ class Search:
         return True
 
 
-def _check(
-    operator: LinearOperator, k: int, which: str, tol: float, max_basis: int | None, max_matvecs: int | None
-) -> int:
+def _check(operator: LinearOperator, k: int, which: str, tol: float, max_basis: int | None) -> int:
     """Refuse what cannot be computed; returns the number of pairs wanted in all."""
     if which not in get_args(Which):
         raise ValueError(f"which: expected one of {', '.join(get_args(Which))}; got {which!r}")
@@ -206,6 +201,4 @@ def _check(
         raise ValueError(f"tol: expected a number > 0, got {tol!r}")
     if max_basis is not None and max_basis < min(wanted + 2, operator.size):
         raise ValueError(f"max_basis: expected at least k + 2 = {wanted + 2} vectors, got {max_basis}")
-    if max_matvecs is not None and max_matvecs < 1:
-        raise ValueError(f"max_matvecs: expected at least 1, got {max_matvecs}")
     return wanted

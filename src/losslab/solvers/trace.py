@@ -1,5 +1,6 @@
 """The trace by Krylov-deflated Hutchinson sampling."""
 
+import dataclasses
 import math
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from losslab.operators.base import LinearOperator
 from losslab.random import make_generator, rademacher
+from losslab.solvers.budget import Budget
 from losslab.solvers.density import extend
 from losslab.solvers.estimate import Estimate
 from losslab.solvers.krylov import Krylov
@@ -21,6 +23,7 @@ def trace(
     *,
     tol: float = 0.01,
     max_matvecs: int = 96,
+    time_budget: float | None = None,
     seed: int | torch.Generator = 0,
     vectors: Tensor | None = None,
     progress: Progress | None = None,
@@ -34,6 +37,7 @@ def trace(
         operator: Symmetric n×n.
         tol: Stop once the standard error is below tol·|trace|.
         max_matvecs: Products at most.
+        time_budget: Seconds at most.
         seed: Of the vectors; or a generator.
         vectors: (s, n) samples of one's own; then nothing is deflated and all are used: plain Hutchinson.
         progress: Called after each block of products.
@@ -54,51 +58,45 @@ def trace(
     if max_matvecs < 2 * _MIN_SAMPLES:
         raise ValueError(f"max_matvecs: expected at least {2 * _MIN_SAMPLES}, got {max_matvecs}")
     generator = make_generator(seed)
+    budget = Budget(max_matvecs, time_budget, progress, ranks=operator.split.ranks)
     krylov = Krylov(operator, rademacher((operator.size,), generator), max_matvecs // 2)
-    status = extend(krylov, krylov.capacity, progress, 0, max_matvecs)
+    status = extend(krylov, krylov.capacity, budget, "trace")
     # An invariant subspace is not the end: the rest of the basis makes small and degenerate matrices exact.
     while krylov.broken and krylov.new_block(generator):
-        status = extend(krylov, krylov.capacity, progress, 0, max_matvecs)
-    if status is Status.nonfinite:
-        return Estimate(math.nan, math.nan, 0, krylov.matvecs, status)
-    known_seed = seed if isinstance(seed, int) else None
-    return complete(krylov, max_matvecs - krylov.matvecs, tol, generator, known_seed, progress)
+        status = extend(krylov, krylov.capacity, budget, "trace")
+    if not status.ok:
+        return Estimate(math.nan, math.inf, 0, krylov.matvecs, status)
+    return complete(krylov, tol, generator, budget, seed if isinstance(seed, int) else None)
 
 
 def complete(
-    krylov: Krylov,
-    max_samples: int,
-    tol: float,
-    generator: torch.Generator,
-    seed: int | None = None,
-    progress: Progress | None = None,
+    krylov: Krylov, tol: float, generator: torch.Generator, budget: Budget, seed: int | None = None
 ) -> Estimate:
     """The trace from a Krylov space that is there already: its own trace plus samples of the complement."""
     operator, known = krylov.operator, float(krylov.projected.diagonal()[: krylov.size].sum())
     if krylov.size == operator.size:
         return Estimate(known, 0.0, 0, krylov.matvecs, Status.breakdown, seed)
-    basis = krylov.basis[: krylov.size]
     samples = torch.empty(0, dtype=torch.float64)
-    while len(samples) < max_samples:
-        size = min(_BLOCK, max_samples - len(samples))
-        block = rademacher((size, operator.size), generator)
-        samples = torch.cat([samples, deflated_samples(operator, block, basis)])
-        if progress is not None:
-            progress(krylov.matvecs + len(samples), krylov.matvecs + max_samples, "trace")
+    while (over := budget.stop()) is None:
+        block = rademacher((min(_BLOCK, budget.left), operator.size), generator)
+        samples = torch.cat([samples, deflated_samples(operator, block, krylov)])
         result = estimate(known, samples, krylov.matvecs + len(samples), tol, seed)
+        budget.spend(len(block), f"trace {result.value:.4g} ± {result.standard_error:.1g}")
         if len(samples) >= _MIN_SAMPLES and result.status is not Status.budget_reached:
-            break
-    return result
+            return result
+    if not len(samples):
+        return Estimate(math.nan, math.inf, 0, krylov.matvecs, over, seed)
+    return dataclasses.replace(result, status=over)
 
 
-def deflated_samples(operator: LinearOperator, vectors: Tensor, basis: Tensor | None) -> Tensor:
+def deflated_samples(operator: LinearOperator, vectors: Tensor, krylov: Krylov | None) -> Tensor:
     """z⊥ᵀAz⊥ for each row z: float64 of shape (s,). Cost: s products."""
     rows = vectors.to(device=operator.device, dtype=torch.promote_types(operator.dtype, torch.float32))
-    if basis is not None:
-        for _ in range(2):
-            rows = rows - (rows @ basis.mT) @ basis
-    products = operator.matmat(rows.mT).mT
-    return (rows.double() * products.double()).sum(dim=1).cpu()
+    rows = operator.split.part(rows)
+    if krylov is not None:
+        rows = krylov.deflate(rows)
+    products = operator.matmat_part(rows.mT).mT
+    return operator.split.sum((rows.double() * products.double()).sum(dim=1)).cpu()
 
 
 def estimate(known: float, samples: Tensor, matvecs: int, tol: float, seed: int | None) -> Estimate:

@@ -1,0 +1,96 @@
+"""RiskOperator: a matrix that is a sum over the data's batches, and over the processes that hold them."""
+
+import warnings
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from losslab.memory import is_out_of_memory
+from losslab.operators.base import LinearOperator
+from losslab.operators.kept_graphs import Graph, KeptGraphs
+from losslab.operators.risk import EmpiricalRisk
+from losslab.ranks import Split
+
+
+class RiskOperator(LinearOperator):
+    """A = Σ_b A_b over batches: each batch's part comes from a graph, kept within the risk's `graph_memory`.
+
+    A subclass names the `kind` of graph. A is fixed at the point where the model is when this is made: training the
+    chosen parameters further does not change it. (Parameters that were not chosen, and buffers, are the model's own at
+    the time a graph is built: leave them alone.) When memory runs out in the middle of a product, the kept graphs are
+    dropped, the budget is halved and the product is made again, with a warning.
+    """
+
+    kind: ClassVar[type[Graph]]
+
+    def __init__(self, risk: EmpiricalRisk):
+        self.risk = risk
+        self.size, self.dtype, self.device = risk.space.size, risk.dtype, risk.device
+        self._graphs = KeptGraphs(risk, self.kind)
+        self._split = Split(self.size, risk.ranks)
+
+    @property
+    def split(self) -> Split:
+        """Even parts over the risk's processes."""
+        return self._split
+
+    @property
+    def num_kept(self) -> int:
+        """How many batches' graphs are kept at present."""
+        return len(self._graphs.kept)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory that they take."""
+        return sum(graph.num_bytes() for graph in self._graphs.kept)
+
+    def batch_forms(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """vᵀA_b v of each batch b of this process, (B, k), for the columns v of (P, k); and the examples in each, (B,).
+
+        The forms add up to vᵀAv; scaled by N/n_b each is an estimate of it. Cost: k products.
+        """
+        rows = vectors.mT.contiguous().to(self.device, self.dtype)
+        forms, counts = [], []
+        with self.risk.evaluating():
+            for graph in self._graphs:
+                out = torch.zeros_like(rows, dtype=self.risk.accumulation_dtype)
+                graph.add_products(rows, out)
+                forms.append((rows.double() * out.double()).sum(dim=1).cpu())
+                counts.append(graph.count)
+        return torch.stack(forms), torch.tensor(counts, dtype=torch.float64)
+
+    def _matmat(self, matrix: Tensor) -> Tensor:
+        rows = matrix.mT.contiguous()
+        return self._finish(rows, self.risk.ranks.sum(self._own_products(rows))).to(self.dtype).mT
+
+    def _finish(self, rows: Tensor, sums: Tensor) -> Tensor:
+        """What a matrix that is not only a sum over batches does to AV; both (k, P), sums in the accumulation dtype."""
+        return sums
+
+    def _own_products(self, rows: Tensor) -> Tensor:
+        """Σ_b A_b v over the batches of this process, for each row v."""
+        while True:
+            try:
+                out = torch.zeros_like(rows, dtype=self.risk.accumulation_dtype)
+                with self.risk.evaluating():
+                    for graph in self._graphs:
+                        graph.add_products(rows, out)
+                return out
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._make_room()
+
+    def _make_room(self) -> None:
+        budget = self._graphs.shrink()
+        if budget is None:
+            raise MemoryError(
+                f"out of memory: one batch's graph does not fit on {self.device} even with no graph kept; "
+                "use smaller batches, fewer vectors at once, or params=… to choose fewer parameters"
+            )
+        warnings.warn(
+            f"out of memory: kept graphs dropped, their budget is now {budget / 2**20:.0f} MiB, the product is made "
+            "again; pass a smaller graph_memory=… to avoid this",
+            stacklevel=2,
+        )
