@@ -72,8 +72,8 @@ def test_standard_error_is_calibrated_at_a_fixed_number_of_samples():
         generator = make_generator(seed)
         plain = trace(operator, vectors=rademacher((num, 100), generator))
         krylov = Krylov(operator, rademacher((100,), generator), 10)
-        extend(krylov, 10)
-        deflated = complete(krylov, num, 1e-12, generator)
+        extend(krylov, 10, Budget(10))
+        deflated = complete(krylov, 1e-12, generator, Budget(num))
         assert deflated.num_samples == num
         for row, result in enumerate((plain, deflated)):
             scores[row, seed] = (result.value - truth) / result.standard_error
