@@ -43,6 +43,10 @@ class Ranks:
         """The sums of a few numbers, in float64."""
         return tuple(self.sum(torch.tensor(numbers, dtype=torch.float64, device=self._device)).tolist())
 
+    def each(self, number: float) -> list[float]:
+        """Every process's number, in their order."""
+        return list(self.total(*(number if rank == self.rank else 0.0 for rank in range(self.count))))
+
     def any(self, flag: bool) -> bool:
         """Whether it holds on some process: what all must decide alike."""
         return flag if self.count == 1 else self.total(float(flag))[0] > 0

@@ -43,9 +43,13 @@ def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return apply_to_collection(batch, (Tensor, _Dataclass), visit)  # by itself it refuses frozen dataclasses
 
 
-def to_device(batch: Any, device: torch.device) -> Any:
-    """The batch on the device."""
-    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
+def to_device(batch: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+    """The batch on the device, and its real numbers in another precision if one is given."""
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(device, dtype if tensor.is_floating_point() else None, non_blocking=True)
+
+    return map_tensors(batch, move)
 
 
 def tensors_of(batch: Any) -> list[Tensor]:
@@ -69,6 +73,18 @@ def count_examples(batch: Any) -> int:
         f"batches: expected batches that hold a tensor with an example axis, got {type(batch).__name__} without one; "
         "pass count_examples=… to say how many examples a batch holds"
     )
+
+
+def on_first_axis(tensors: list[Tensor], count: int, caller: str) -> list[bool]:
+    """Which of a batch's tensors hold one entry an example; at least one does, or a ValueError in the caller's name."""
+    per_example = [tensor.ndim > 0 and len(tensor) == count for tensor in tensors]
+    if not any(per_example):
+        shapes = [tuple(tensor.shape) for tensor in tensors]
+        raise ValueError(
+            f"{caller}: expected a tensor with the batch's {count} examples on its first axis, "
+            f"got shapes {shapes}; put the examples first"
+        )
+    return per_example
 
 
 def check_reiterable(batches: Any) -> None:

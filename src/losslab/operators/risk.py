@@ -5,6 +5,7 @@ Everything is evaluated functionally (`torch.func.functional_call`) on tensors o
 """
 
 import contextlib
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from torch.func import functional_call
 from losslab.memory import free_bytes
 from losslab.operators import batches as kinds
 from losslab.operators.determinism import Evaluation, fingerprint, nonfinite_message, require_equal
+from losslab.operators.subset import draw_subset
 from losslab.params import ParameterSpace
 from losslab.random import preserved_random_states
 from losslab.ranks import ALONE, Ranks
@@ -39,6 +41,9 @@ class EmpiricalRisk:
         graph_memory: Bytes that kept gradient graphs may take; "auto": a quarter of the free memory; 0: keep none.
         count_examples: `batch -> int`, where the first axis of the first tensor is not the examples; or where the loss
             averages over something else, such as the tokens that `ignore_index` leaves (count those then).
+        max_examples: Take a fixed random subset of so many examples, read once and held on the host; `spectrum` then
+            says what the choice of examples leaves uncertain.
+        subset_seed: Which subset.
         ranks: `Ranks.world()` where several processes hold a part of the data each: `batches` are this process's own,
             N counts all of them, and every process must make the same calls. Default: this process alone.
 
@@ -58,6 +63,8 @@ class EmpiricalRisk:
         check: bool = True,
         graph_memory: int | Literal["auto"] = "auto",
         count_examples: Callable[[Any], int] = kinds.count_examples,
+        max_examples: int | None = None,
+        subset_seed: int = 0,
         ranks: Ranks = ALONE,
     ):
         kinds.check_reiterable(batches)
@@ -67,20 +74,48 @@ class EmpiricalRisk:
             raise ValueError(f"graph_memory: expected 'auto' or a number of bytes >= 0, got {graph_memory!r}")
         self.model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper has no second derivatives
         self.loss_fn, self.batches, self.mode = loss_fn, batches, mode
+        if max_examples is not None and (type(max_examples) is not int or max_examples < 1):
+            raise ValueError(f"max_examples: expected a number >= 1 or None, got {max_examples!r}")
         self.graph_memory, self.ranks = graph_memory, ranks
+        self._cast: torch.dtype | None = None
         self.space = ParameterSpace(self.model, params)
         self._reduction = kinds.reduction_of(loss_fn)
         self._count = count_examples
         if count_examples is kinds.count_examples:
             kinds.require_equal_weights(loss_fn, self._reduction)
-        with self.evaluating():
-            self._own_examples = sum(count for _, count in self._read())
-        self.num_examples = int(ranks.total(self._own_examples)[0])
+        self.num_examples = self.population = self._count_all()
         if self.num_examples == 0:
             raise ValueError("batches: expected at least one example, got none; is the loader empty (drop_last)?")
+        if max_examples is not None and max_examples < self.population:
+            before = sum(ranks.each(self._own_examples)[: ranks.rank])
+            with self.evaluating():
+                self.batches = draw_subset(self._read("cpu"), self.population, max_examples, subset_seed, int(before))
+            self.num_examples = self._count_all()
         if check:
             first, second = (self.evaluate(seed=seed, fingerprints=True) for seed in (1, 2))
             require_equal(first, second, model=self.model, batches=batches, mode=mode, dtype=self.dtype)
+
+    def restrict(self, params: str | Sequence[str]) -> "EmpiricalRisk":
+        """The same loss on the same data as a function of other parameters: one layer's, `"layer3.*"`, for example.
+
+        An operator on it is the block of the whole operator on these parameters.
+        """
+        risk = copy.copy(self)
+        risk.space = ParameterSpace(self.model, params)
+        return risk
+
+    def to(self, target: torch.dtype | torch.device | str) -> "EmpiricalRisk":
+        """A copy in another precision (`torch.float64`) or on another device; this one and its model stay as they are.
+
+        Model and loss function are copied, the batches' real numbers are converted as they are read.
+        """
+        risk = copy.copy(self)
+        risk.model = copy.deepcopy(self.model).to(target)  # type: ignore[arg-type]  # a dtype or a device
+        if isinstance(self.loss_fn, nn.Module):
+            risk.loss_fn = copy.deepcopy(self.loss_fn).to(target)  # type: ignore[arg-type]
+        risk.space = ParameterSpace(risk.model, self.space.names)
+        risk._cast = risk.dtype if isinstance(target, torch.dtype) else self._cast
+        return risk
 
     @property
     def device(self) -> torch.device:
@@ -123,13 +158,17 @@ class EmpiricalRisk:
         """∇L at the present parameters, shape (P,). Cost: the unit g in which all other costs are given."""
         return self.evaluate().gradient
 
-    def evaluate(self, *, seed: int = 0, fingerprints: bool = False) -> Evaluation:
+    def gradient_at(self, vector: Tensor) -> Tensor:
+        """∇L(θ) at any point θ of shape (P,). Cost: one g."""
+        return self.evaluate(self.space.check(vector).clone()).gradient
+
+    def evaluate(self, at: Tensor | None = None, *, seed: int = 0, fingerprints: bool = False) -> Evaluation:
         """Loss and gradient in one pass, with what the determinism check compares.
 
         Raises:
             ValueError: Loss or gradient of a batch is NaN or Inf; the message names the batch.
         """
-        leaves = self.leaves(self.space.vector())
+        leaves = self.leaves(self.space.vector() if at is None else at)
         tensors = list(leaves.values())
         gradient = torch.zeros(self.space.size, dtype=self.accumulation_dtype, device=self.device)
         loss, loss_scale, gradient_scale = 0.0, 0.0, 0.0
@@ -223,11 +262,17 @@ class EmpiricalRisk:
                 for module, training in modes:
                     module.training = training
 
-    def _read(self) -> Iterator[tuple[Any, int]]:
+    def _count_all(self) -> int:
+        """N over all processes; and this process's own, which every pass must find again."""
+        with self.evaluating():
+            self._own_examples = sum(count for _, count in self._read())
+        return int(self.ranks.total(self._own_examples)[0])
+
+    def _read(self, device: torch.device | str | None = None) -> Iterator[tuple[Any, int]]:
         for batch in self.batches:
             count = int(self._count(batch))
             if count:  # an empty batch adds nothing, and its mean would be NaN
-                yield kinds.to_device(batch, self.device), count
+                yield kinds.to_device(batch, torch.device(device or self.device), self._cast), count
 
     def __repr__(self) -> str:
         name = type(self.model).__name__
