@@ -1,46 +1,29 @@
 """How each package is asked for the five outermost eigenvalues. A method: (problem, seed) -> eigenvalues."""
 
-import copy
 import functools
-import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from data import Batches
+from problem import Problem
 from scipy.sparse.linalg import eigsh
-from torch import nn
 
-from losslab import EmpiricalRisk, Hessian, eigenpairs, keep_freed_memory
+from losslab import Hessian, eigenpairs, keep_freed_memory
 
 K, TOL = 5, 1e-3
 MOST_STEPS = 50  # with more, hessian-eigenthings stops reorthogonalising: eigenvalues come back several times
 
 
-@dataclass(frozen=True)
-class Problem:
-    """What each method gets; `known`: float64 eigenvalues, and hessian-eigenthings' steps for each seed."""
-
-    model: nn.Module
-    loss_fn: nn.Module
-    batches: Batches
-    known: dict[str, Any]
-
-    def double(self) -> "Problem":
-        batches = [(x.double(), y) for x, y in self.batches]
-        return replace(self, model=copy.deepcopy(self.model).double(), batches=batches)
-
-    def error(self, values: Sequence[float]) -> float:
-        """The largest relative error, both sides sorted by magnitude."""
-        got = np.array(sorted(values, key=abs, reverse=True))
-        return float(np.abs(got / np.array(self.known["reference"]) - 1).max())
+def worst_error(values: Sequence[float], reference: Sequence[float]) -> float:
+    """The largest relative error, both sides sorted by magnitude."""
+    got = np.array(sorted(values, key=abs, reverse=True))
+    return float(np.abs(got / np.array(sorted(reference, key=abs, reverse=True)) - 1).max())
 
 
 def by_losslab(problem: Problem, seed: int, *, tol: float = TOL, **options: Any) -> Sequence[float]:
-    risk = EmpiricalRisk(problem.model, problem.loss_fn, problem.batches, **options)
-    return eigenpairs(Hessian(risk), K, which="largest_magnitude", tol=tol, seed=seed).values
+    return eigenpairs(Hessian(problem.risk(**options)), K, which="largest_magnitude", tol=tol, seed=seed).values
 
 
 def by_hessian_eigenthings(problem: Problem, seed: int, *, told: bool = True) -> Sequence[float]:
@@ -51,26 +34,32 @@ def by_hessian_eigenthings(problem: Problem, seed: int, *, told: bool = True) ->
 
 
 def by_curvlinops(problem: Problem, seed: int, *, tol: float = TOL) -> Sequence[float]:
-    from curvlinops import HessianLinearOperator
-
-    parameters = list(problem.model.parameters())
-    operator = HessianLinearOperator(problem.model, problem.loss_fn, parameters, problem.batches).to_scipy()
+    operator = curvlinops_operator(problem).to_scipy()
     start = np.random.default_rng(seed).standard_normal(operator.shape[0])
     return eigsh(operator, k=K, which="LM", tol=tol, v0=start)[0]
 
 
 def by_pyhessian(problem: Problem, seed: int) -> Sequence[float]:
-    from pyhessian import hessian
-
     torch.manual_seed(seed)
-    computer = hessian(problem.model, problem.loss_fn, dataloader=problem.batches, cuda=False)
-    return computer.eigenvalues(top_n=K)[0]
+    return pyhessian_computer(problem).eigenvalues(top_n=K)[0]
 
 
 def eigenthings_operator(problem: Problem) -> Any:
     from hessian_eigenthings import HessianOperator, supervised_loss
 
     return HessianOperator(problem.model, problem.batches, supervised_loss(problem.loss_fn))
+
+
+def curvlinops_operator(problem: Problem) -> Any:
+    from curvlinops import HessianLinearOperator
+
+    return HessianLinearOperator(problem.model, problem.loss_fn, list(problem.model.parameters()), problem.batches)
+
+
+def pyhessian_computer(problem: Problem) -> Any:
+    from pyhessian import hessian
+
+    return hessian(problem.model, problem.loss_fn, dataloader=problem.batches, cuda=False)
 
 
 def steps_needed(problem: Problem, seed: int) -> int:
@@ -84,25 +73,33 @@ def steps_needed(problem: Problem, seed: int) -> int:
     projected = torch.diag(run.alphas) + torch.diag(run.betas, 1) + torch.diag(run.betas, -1)
     for steps in range(K, MOST_STEPS):
         values = np.linalg.eigvalsh(projected[:steps, :steps].double().numpy())
-        if problem.error(sorted(values, key=abs)[-K:]) <= TOL:
+        if worst_error(sorted(values, key=abs)[-K:], problem.known["reference"]) <= TOL:
             return steps
     return MOST_STEPS
 
 
 @dataclass(frozen=True)
+class Product:
+    """A package's product: "module:Class.method", and how many vectors a call multiplies."""
+
+    call: str
+    vectors: Callable[[Any], int] = lambda _: 1
+
+
+@dataclass(frozen=True)
 class Method:
-    """One row: its label, how it solves, whose calls are its products, and what its process does first."""
+    """One row: its label, how it solves, what its products are, and what its process does first."""
 
     label: str
-    solve: Callable[[Problem, int], Sequence[float]]
-    product: str
+    solve: Callable[[Problem, int], Any]
+    product: Product
     first: Callable[[], object] = lambda: None
 
 
-OURS = "losslab.operators.hessian:Hessian._matmat"
-EIGENTHINGS = "hessian_eigenthings:HessianOperator.matvec"
-CURVLINOPS = "curvlinops:HessianLinearOperator._matmat"
-PYHESSIAN = "pyhessian:hessian.dataloader_hv_product"
+OURS = Product("losslab.operators.hessian:Hessian._matmat", lambda matrix: matrix.shape[1])
+EIGENTHINGS = Product("hessian_eigenthings:HessianOperator.matvec")
+CURVLINOPS = Product("curvlinops:HessianLinearOperator._matmat", lambda tensors: tensors[0].shape[-1])
+PYHESSIAN = Product("pyhessian:hessian.dataloader_hv_product")
 streamed = functools.partial(by_losslab, graph_memory=0)
 unchecked = functools.partial(by_losslab, check=False)
 untold = functools.partial(by_hessian_eigenthings, told=False)
@@ -117,18 +114,3 @@ METHODS = {
     "curvlinops": Method("curvlinops, SciPy's eigsh", by_curvlinops, CURVLINOPS),
     "pyhessian": Method("PyHessian", by_pyhessian, PYHESSIAN),
 }
-
-
-def counted(product: str) -> list[int]:
-    """Count the calls of "module:Class.method" from now on. Imports the module, so that no timing does."""
-    module, _, path = product.partition(":")
-    owner, _, name = path.partition(".")
-    cls, count = getattr(importlib.import_module(module), owner), [0]
-    original = getattr(cls, name)
-
-    def counting(*args: Any) -> Any:
-        count[0] += 1
-        return original(*args)
-
-    setattr(cls, name, counting)
-    return count

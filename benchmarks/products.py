@@ -1,4 +1,4 @@
-"""What one Hessian-vector product costs by each way of computing it, in units of one gradient.
+"""What one product with the Hessian, or the Gauss-Newton matrix, costs by each way of computing it, in gradients.
 
     python benchmarks/products.py --data FOLDER --output benchmarks/results/products.md
 
@@ -16,17 +16,19 @@ import torch
 from data import images, trained_cnn
 from table import machine, markdown, spread
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp, linearize
+from torch.func import functional_call, grad, jvp, linearize, vjp
 from torch.nn.functional import cross_entropy
 
 from losslab import EmpiricalRisk
+from losslab.operators.gauss_newton import OutputGraph, loss_hessian
 from losslab.operators.gradient_graph import GradientGraph
+from losslab.operators.kept_graphs import Graph
 
 Product = Callable[[], list[Tensor]]
+Ways = dict[str, Callable[[], Product]]  # name -> a function that builds what can be kept and returns the product
 
 
-def ways(model: nn.Module, x: Tensor, y: Tensor, vector: dict[str, Tensor]) -> dict[str, Callable[[], Product]]:
-    """Name -> a function that builds what can be kept and returns the product."""
+def hessian_ways(model: nn.Module, x: Tensor, y: Tensor, vector: dict[str, Tensor]) -> Ways:
     directions = list(vector.values())
     point = {name: p.detach().clone() for name, p in model.named_parameters()}
     leaves = {name: p.clone().requires_grad_() for name, p in point.items()}
@@ -47,15 +49,7 @@ def ways(model: nn.Module, x: Tensor, y: Tensor, vector: dict[str, Tensor]) -> d
 
     def ours() -> Product:
         risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), [(x, y)], check=False)
-        own = GradientGraph(risk, leaves, (x, y), len(y))
-        flat = risk.space.flatten(directions).unsqueeze(0)
-
-        def product() -> list[Tensor]:
-            out = torch.zeros_like(flat)
-            own.add_products(flat, out)
-            return risk.space.views(out[0])
-
-        return product
+        return product_of(GradientGraph(risk, leaves, (x, y), len(y)), risk, directions)
 
     def linearized() -> Product:
         _, product = linearize(grad(loss), point)
@@ -73,7 +67,52 @@ def ways(model: nn.Module, x: Tensor, y: Tensor, vector: dict[str, Tensor]) -> d
     }
 
 
-def measure(model: nn.Module, x: Tensor, y: Tensor, rounds: int) -> list[list[str]]:
+def gauss_newton_ways(model: nn.Module, x: Tensor, y: Tensor, vector: dict[str, Tensor]) -> Ways:
+    point = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    def outputs(parameters: dict[str, Tensor]) -> Tensor:
+        return functional_call(model, parameters, (x,))
+
+    def curved(f: Tensor, along: Tensor) -> Tensor:
+        return jvp(grad(lambda logits: cross_entropy(logits, y)), (f,), (along,))[1]
+
+    def ours() -> Product:
+        risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), [(x, y)], check=False)
+        leaves = risk.leaves(risk.space.vector())
+        graph = OutputGraph(risk, leaves, (x, y), len(y), curvature=loss_hessian)
+        return product_of(graph, risk, list(vector.values()))
+
+    def linearized() -> Product:
+        f, along = linearize(outputs, point)
+        back = vjp(outputs, point)[1]
+        return lambda: list(back(curved(f, along(vector)))[0].values())
+
+    def rebuilt() -> Product:
+        def product() -> list[Tensor]:
+            f, along = jvp(outputs, (point,), (vector,))
+            return list(vjp(outputs, point)[1](curved(f, along))[0].values())
+
+        return product
+
+    return {
+        "graphs kept, Jv through the graph of Jᵀu, of losslab": ours,
+        "torch.func.linearize and vjp of the outputs, both kept": linearized,
+        "torch.func.jvp and vjp of the outputs": rebuilt,
+    }
+
+
+def product_of(graph: Graph, risk: EmpiricalRisk, directions: list[Tensor]) -> Product:
+    flat = risk.space.flatten(directions).unsqueeze(0)
+
+    def product() -> list[Tensor]:
+        out = torch.zeros_like(flat)
+        graph.add_products(flat, out)
+        return risk.space.views(out[0])
+
+    return product
+
+
+def measure(model: nn.Module, x: Tensor, y: Tensor, rounds: int, ways: Callable[..., Ways]) -> list[list[str]]:
     """A row for each way: build and product in units of g, and the largest difference from the first way."""
     generator = torch.Generator().manual_seed(0)
     vector = {name: torch.randn(p.shape, generator=generator) for name, p in model.named_parameters()}
@@ -121,12 +160,13 @@ def main() -> None:
     torch.manual_seed(0)
     hidden = [nn.Linear(3072, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU()]
     mlp = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(256, 10))
-    lines = ["# One Hessian-vector product", "", *machine(("losslab", "torch"))]
+    lines = ["# One product with the Hessian or the Gauss-Newton matrix", "", *machine(("losslab", "torch"))]
     lines += [f"- {args.examples} images in one batch, {args.rounds} rounds in turn: median (smallest–largest)"]
     lines += ["- build: once for a batch; difference: relative to the first row, worst tensor, float32"]
     for name, model in {"SimpleCNN, 183,754 parameters": cnn, "MLP 3072-256-256-10": mlp}.items():
-        header = [name, "build, g", "product, g", "difference"]
-        lines += ["", *markdown(header, measure(model, x, y, args.rounds))]
+        for matrix, ways in {"Hessian": hessian_ways, "Gauss-Newton": gauss_newton_ways}.items():
+            header = [f"{matrix}, {name}", "build, g", "product, g", "difference"]
+            lines += ["", *markdown(header, measure(model, x, y, args.rounds, ways))]
     print("\n".join(lines))
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import psutil
 import torch
@@ -50,3 +51,12 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """The lines of a table; all columns but the first are aligned right."""
     rule = [":--"] + ["--:"] * (len(header) - 1)
     return ["| " + " | ".join(row) + " |" for row in (header, rule, *rows)]
+
+
+def publish(lines: Iterable[str], output: Path | None) -> None:
+    """Print the lines, and write them to a file if one is given."""
+    text = "\n".join([*lines, ""])
+    print(text)
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text, encoding="utf-8")

@@ -1,7 +1,9 @@
 """The command line: what a user types, and what they see when it is wrong."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +98,7 @@ def test_report_of_a_run_and_of_a_study(trained, runner):
         (["probe", "interpolation", "--run", "{run}"], "two runs"),
         (["probe", "plane", "--run", "{run}", "--to", "{run}"], "one run"),
         (["probe", "plane", "--run", "{run}", "--checkpoint", "frist"], "frist"),
+        (["probe", "plane", "--run", "{run}", "--dry-run"], "expected the probe 'spectrum'"),
         (["report", "/nowhere"], "no such folder"),
         (["train", "sgd", "--output", "{run}"], "not empty"),
     ],
@@ -193,3 +196,58 @@ def test_demo_interrupted_still_reports(tmp_path, monkeypatch, capsys):
     assert exit_.value.code == 130
     assert (tmp_path / "demo" / "report.html").is_file()
     assert "stopped" in capsys.readouterr().out
+
+
+def test_dry_run_prints_the_costs_and_measures_nothing(trained, runner):
+    run = trained / "adamw"
+    before = RunFolder(run).probes().keys()
+    result = runner.invoke(cli.app, ["probe", "spectrum", "--run", str(run), "--dry-run", "--set", "num_nodes=30"])
+    assert result.exit_code == 0, result.output
+    assert "products  at most 78" in result.output
+    assert "graphs    1 of 1 batches kept" in result.output
+    assert RunFolder(run).probes().keys() == before
+
+
+def test_max_examples(trained, runner):
+    arguments = ["probe", "noise", "--run", str(trained / "sgd"), "--max-examples", "20", "--quiet"]
+    assert runner.invoke(cli.app, arguments).exit_code == 0
+    assert RunFolder(trained / "sgd").read_probe("noise")["num_examples"] == 20
+
+
+def pressing(times: int, at: int):
+    """A progress bar during whose `at`-th call somebody presses Ctrl-C."""
+    calls = 0
+
+    @contextlib.contextmanager
+    def bar(quiet):
+        def tick(done, total, note):
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                for _ in range(times):
+                    signal.raise_signal(signal.SIGINT)
+
+        yield tick
+
+    return bar
+
+
+def test_the_stop_key_ends_with_what_is_known(trained, runner, monkeypatch):
+    run = trained / "sgd"
+    monkeypatch.setattr(cli, "_progress", pressing(1, at=12))
+    before = signal.getsignal(signal.SIGINT)
+    result = runner.invoke(cli.app, ["probe", "spectrum", "--run", str(run), "--set", "k=1"])
+    assert result.exit_code == 0, result.output
+    assert "it was told to stop" in result.output
+    record = RunFolder(run).read_probe("spectrum")
+    assert (record["status"], record["matvecs"]) == ("stopped", 12)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(("probe", "times"), [("spectrum", 2), ("sharpness", 1)])
+def test_pressed_twice_or_where_there_is_no_partial_result_it_ends_at_once(probe, times, trained, monkeypatch):
+    monkeypatch.setattr(cli, "_progress", pressing(times, at=2))
+    monkeypatch.setattr(sys, "argv", ["losslab", "probe", probe, "--run", str(trained / "sgd")])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == 130

@@ -111,10 +111,23 @@ def test_low_rank_stops_early(dtype):
         assert density.mass(-1e-4, 1e-4) == pytest.approx(0.99, abs=0.02)
 
 
-def test_one_probe_has_no_error_band():
-    density = spectral_density(rotated(SPECTRA["uniform"]), num_probes=1)
-    assert np.isnan(density.standard_error).all()
-    assert np.isfinite(density.density).all()
+def test_one_probe_has_an_error_band_that_is_the_scatter_between_probes():
+    """Where the kernel is narrow beside the spectrum, so that Σᵢ f(A)ᵢᵢ² is small, the bound is the variance itself."""
+    operator = rotated(SPECTRA["uniform"])
+    one = [spectral_density(operator, num_probes=1, num_nodes=200, width=0.3, seed=seed) for seed in range(60)]
+    grid = np.linspace(1, 9, 9)
+    curves = np.array([np.interp(grid, density.grid, density.density) for density in one])
+    bands = np.array([np.interp(grid, density.grid, density.standard_error) for density in one])
+    ratio = curves.std(axis=0, ddof=1) / bands.mean(axis=0)
+    assert (np.abs(ratio - 1) < 4 * 0.092).all()  # a standard deviation from 60 is known to 1/√118
+    assert np.abs(ratio.mean() - 1) < 0.2
+
+
+def test_vectors_of_ones_own_have_the_scatter_between_them():
+    operator = rotated(SPECTRA["uniform"])
+    vectors = torch.randn(3, operator.size, generator=torch.Generator().manual_seed(0))
+    assert np.isnan(spectral_density(operator, vectors=vectors[:1]).standard_error).all()
+    assert np.isfinite(spectral_density(operator, vectors=vectors).standard_error).all()
 
 
 def test_width_is_visible_where_the_spectrum_is_rounding():

@@ -77,6 +77,38 @@ def test_only_one_of_three_inputs_needs_a_gradient():
         assert gradgradcheck(replaced, [moving])
 
 
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_linear_gradients_along_the_incoming_one(name, with_bias):
+    """Jv from the graph of Jᵀu, which then holds neither u nor derivatives with respect to x and w."""
+    function, x_shape, w_shape, options = CONVOLUTIONS[name]
+    inputs = [normal(*x_shape), normal(*w_shape, seed=1)] + [normal(w_shape[0], seed=2)] * with_bias
+    inputs = [t.requires_grad_() for t in inputs]
+    directions = [normal(*t.shape, seed=3 + i) for i, t in enumerate(inputs)]
+
+    def along(mode):
+        with mode:
+            outputs = function(*inputs, **options).relu()
+        dual = torch.ones_like(outputs, requires_grad=True)
+        gradients = torch.autograd.grad(outputs, inputs, dual, create_graph=True)
+        return torch.autograd.grad(gradients, dual, directions)[0]
+
+    torch.testing.assert_close(along(CheapDoubleBackward(linear=True)), along(contextlib.nullcontext()))
+
+
+def test_a_gradient_taken_inside_a_linear_block_keeps_all_its_derivatives():
+    inputs = [t.requires_grad_() for t in (normal(2, 2, 5, 5), normal(3, 2, 3, 3, seed=1))]
+
+    def slope(mode):
+        with mode:
+            inner = torch.autograd.grad((F.conv2d(*inputs) ** 3).sum(), inputs[0], create_graph=True)[0]
+            total = (F.conv2d(inner, inputs[1]) ** 2).sum()
+        return torch.autograd.grad(total, inputs)
+
+    for ours, autograds in zip(slope(CheapDoubleBackward(linear=True)), slope(contextlib.nullcontext()), strict=True):
+        torch.testing.assert_close(ours, autograds)
+
+
 def test_all_directions_at_once():
     """gradgradcheck asks for one output at a time; a Hessian product moves x, w and b together."""
     inputs = [t.requires_grad_() for t in (normal(2, 2, 5, 5), normal(3, 2, 3, 3, seed=1), normal(3, seed=2))]

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from cases import Unused, classes, mlp, normal, seeded, split
-from losslab.operators import gradient_covariance
+from losslab.operators import example_gradients
 from losslab.operators.gradient_covariance import GradientCovariance
 from losslab.operators.risk import EmpiricalRisk
 from untouched import assert_untouched
@@ -77,7 +77,7 @@ def test_the_loop_over_examples_is_used_and_agrees(monkeypatch):
 
     risk = EmpiricalRisk(mlp().double(), nn.CrossEntropyLoss(), split([4, 6], X, Y))
     expected = GradientCovariance(risk).to_dense()
-    monkeypatch.setattr(gradient_covariance, "vmap", refused)
+    monkeypatch.setattr(example_gradients, "vmap", refused)
     torch.testing.assert_close(GradientCovariance(risk).to_dense(), expected, rtol=1e-10, atol=1e-13)
 
 
@@ -120,7 +120,7 @@ def test_batchnorm_in_train_mode_is_refused(build):
     model = seeded(lambda: nn.Sequential(nn.Linear(4, 5), build(), nn.Tanh(), nn.Linear(5, 3))).double()
     for sizes in ([10], [1, 9] if isinstance(model[1], nn.Sequential) else [4, 6]):
         risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), split(sizes, X, Y), mode="train")
-        with assert_untouched(model), pytest.raises(ValueError, match=r"gradient covariance: expected .*mode='eval'"):
+        with assert_untouched(model), pytest.raises(ValueError, match=r"per-example gradients: expected .*mode='eval'"):
             GradientCovariance(risk)
     GradientCovariance(EmpiricalRisk(model, nn.CrossEntropyLoss(), [(X, Y)], mode="eval"))
 

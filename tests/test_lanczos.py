@@ -6,7 +6,7 @@ import torch
 
 from losslab.operators.dense import DenseOperator
 from losslab.ranks import Split
-from losslab.solvers.krylov import Krylov
+from losslab.solvers.krylov import Krylov, basis_bytes
 from losslab.solvers.lanczos import eigenpairs
 from losslab.status import Status
 from matrices import Broken, Counted, diagonal, rotated
@@ -190,6 +190,18 @@ def test_start_vector_saves_products_and_decides():
     assert eigenpairs(operator, 1, vectors=False).vectors is None
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("tol", [1e-3, 1e-6, 1e-10])
+def test_start_at_the_top_eigenvector_is_no_detour(tol, dtype):
+    """The invariant subspace that it spans is left for a random vector, and the rest is found like from any start."""
+    operator = rotated(TRAINED, dtype)
+    start = eigenpairs(operator, 1, tol=tol).vectors[:, 0]
+    cold, warm = eigenpairs(operator, 3, which="largest"), eigenpairs(operator, 3, which="largest", start=start)
+    assert warm.status is Status.converged
+    assert warm.matvecs <= 2 * cold.matvecs
+    np.testing.assert_allclose(warm.values, TRAINED[:3], rtol=1e-5)
+
+
 def test_start_vector_inside_an_invariant_subspace():
     """e₃ never leaves its own span; the larger eigenvalues outside must still be found."""
     start = torch.zeros(10)
@@ -205,14 +217,20 @@ def test_start_vector_inside_an_invariant_subspace():
         ({"k": 9}, "k: expected 1 <= k <= 8.*got 9"),
         ({"k": 5, "which": "both_ends"}, "k: expected 1 <= k <= 4"),
         ({"k": 2.0}, "k: expected"),
+        ({"k": -1}, "k: expected 1 <= k <= 8.*got -1"),
+        ({"k": True}, "k: expected 1 <= k <= 8.*got True"),
         ({"tol": 0}, "tol: expected a number > 0, got 0"),
+        ({"tol": -1e-3}, "tol: expected a number > 0, got -0.001"),
         ({"tol": float("nan")}, "tol: expected"),
+        ({"tol": "small"}, "tol: expected a number > 0, got 'small'"),
         ({"which": "LM"}, "which: expected one of largest_magnitude, .*got 'LM'"),
         ({"k": 2, "max_basis": 3}, "max_basis: expected at least k . 2 = 4"),
         ({"max_basis": 0}, "max_basis: expected"),
         ({"max_matvecs": 0}, "max_matvecs: expected at least 1"),
         ({"start": torch.zeros(8)}, "start: expected a finite vector that is not zero"),
         ({"start": torch.full((8,), torch.nan)}, "start: expected a finite vector"),
+        ({"start": torch.full((8,), torch.inf)}, "start: expected a finite vector"),
+        ({"time_budget": 0.0}, "time_budget: expected seconds > 0"),
         ({"start": torch.ones(7)}, r"start: expected shape \(8,\), got \(7,\)"),
         ({"start": torch.ones(8, 1)}, r"start: expected shape \(8,\), got \(8, 1\)"),
     ],
@@ -221,6 +239,37 @@ def test_start_vector_inside_an_invariant_subspace():
 def test_refusals(arguments, message):
     with pytest.raises(ValueError, match=message):
         eigenpairs(diagonal(np.arange(8.0)), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"operator": torch.eye(8)}, "operator: expected a LinearOperator, got Tensor; try DenseOperator"),
+        ({"start": np.ones(8)}, r"start: expected a real tensor of shape \(8,\), got ndarray"),
+        ({"start": torch.ones(8, dtype=torch.complex64)}, "start: expected a real tensor .* got torch.complex64"),
+    ],
+    ids=str,
+)
+def test_what_is_not_an_operator_or_a_vector(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        eigenpairs(**({"operator": diagonal(np.arange(8.0))} | arguments))
+
+
+def test_start_of_another_dtype_is_taken():
+    for start in (torch.arange(1, 9), torch.ones(8, dtype=torch.float16)):
+        assert eigenpairs(diagonal(np.arange(8.0)), start=start).values[0] == pytest.approx(7)
+
+
+def test_memory_is_told_before_and_refused_before_the_first_product(monkeypatch):
+    operator = Counted(diagonal(np.arange(1000.0), torch.float32))
+    assert basis_bytes(operator, 40) == eigenpairs(operator, 3).basis_bytes == 40 * 1000 * 4
+    assert basis_bytes(diagonal(np.arange(1000.0), torch.bfloat16), 1) == 4000  # kept in float32
+    operator.count = 0
+    monkeypatch.setattr("losslab.solvers.krylov.free_bytes", lambda device: 39 * 4000)
+    with pytest.raises(MemoryError, match="max_basis: 40 vectors of 1,000 numbers take"):
+        eigenpairs(operator, 3)
+    assert operator.count == 0
+    assert eigenpairs(operator, 3, max_basis=39).status.ok
 
 
 def test_seed_must_be_a_number_or_generator():

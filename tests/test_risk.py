@@ -1,5 +1,6 @@
 """EmpiricalRisk: one function of the parameters out of model, loss and data."""
 
+import copy
 import functools
 
 import pytest
@@ -471,3 +472,51 @@ def test_class_weights_with_mean_are_refused():
     weights = EmpiricalRisk(model, loss_fn, batches, count_examples=lambda b: int(loss_fn.weight[b[1]].sum()))
     assert weights.loss() == pytest.approx(float(loss_fn(model(x), y).detach()))
 
+
+
+# -- other risks made of one
+
+
+def test_a_copy_in_float64_is_the_exact_one_and_leaves_the_model_alone():
+    net = seeded(lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3))).float().eval()
+    loss_fn = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]), reduction="sum")
+    x, y = normal(7, 4).float(), classes(7)
+    risk = EmpiricalRisk(net, loss_fn, split([3, 4], x, y))
+    with assert_untouched(net):
+        double = risk.to(torch.float64)
+        gradient = double.gradient()
+    twin = copy.deepcopy(net).double()
+    exact = EmpiricalRisk(twin, copy.deepcopy(loss_fn).double(), split([3, 4], x.double(), y))
+    assert double.dtype == gradient.dtype == torch.float64
+    assert torch.equal(gradient, exact.gradient())
+    assert risk.dtype == loss_fn.weight.dtype == torch.float32
+    assert torch.equal(double.to(torch.float32).gradient(), risk.gradient())
+
+
+def test_a_copy_in_float64_has_the_chosen_parameters(model):
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), [(X, Y)], params="2.*")
+    assert risk.to(torch.float64).space.names == risk.space.names
+    assert risk.to("cpu").device == torch.device("cpu")
+
+
+def test_restricted_to_one_layer(model):
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), [(X, Y)])
+    layer = risk.restrict("2.*")
+    offset = risk.space.size - layer.space.size
+    torch.testing.assert_close(layer.gradient(), risk.gradient()[offset:], rtol=1e-12, atol=1e-14)
+    assert layer.loss() == risk.loss()
+    assert len(risk.space.names) == 4
+    with pytest.raises(ValueError, match=r"params: no trainable parameter matches 'nine\.\*'; there are 0\.weight"):
+        risk.restrict("nine.*")
+
+
+def test_gradient_at_another_point_leaves_both_points_alone(model):
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), [(X, Y)])
+    there = risk.space.vector() + 0.3
+    before = there.clone()
+    with assert_untouched(model):
+        gradient = risk.gradient_at(there)
+    assert torch.equal(there, before)
+    with risk.at(there):
+        assert torch.equal(risk.gradient(), gradient)
+    assert not torch.equal(risk.gradient(), gradient)

@@ -1,5 +1,6 @@
 """The command line: parses, calls, prints. Nothing is computed here."""
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,14 +16,16 @@ from rich.table import Table
 from losslab._version import __version__
 from losslab.memory import keep_freed_memory
 from losslab.probes import PROBES
+from losslab.ranks import Ranks
 from losslab.report import contents, page, table
+from losslab.status import StopRequested
 from losslab.studies.config import load_config
 from losslab.studies.config_file import assign
 from losslab.studies.data import DATASETS
 from losslab.studies.demo import QUICK, DemoSettings
 from losslab.studies.demo import demo as run_demo
 from losslab.studies.models import MODELS
-from losslab.studies.probing import find_probe, measure
+from losslab.studies.probing import find_probe, measure, plan_of, risk_of
 from losslab.studies.record import RunFolder
 from losslab.studies.shipped import find_config, shipped_configs
 from losslab.studies.train import load_run
@@ -38,6 +41,7 @@ errors = Console(stderr=True)
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: a.b=c. May be repeated.")]
+Tick = Callable[[float, float, str], None]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
 
@@ -99,20 +103,34 @@ def train(
 @app.command()
 def probe(
     name: Annotated[str, typer.Argument(help="Which probe; see `losslab list`.")],
-    run: Annotated[Path, typer.Option("--run", help="Run folder of the solution.")],
+    # torchrun takes --run for an abbreviation of an option of its own, wherever it stands.
+    run: Annotated[Path, typer.Option("--run", "--from", help="Run folder of the solution; --from under torchrun.")],
     to: Annotated[Path | None, typer.Option("--to", help="Run folder of the second solution.")] = None,
     checkpoint: Annotated[str, typer.Option("--checkpoint", help="last or best")] = "last",
     settings: Changes = None,
+    max_examples: Annotated[int | None, typer.Option("--max-examples", help="A fixed random part of the data.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost (spectrum).")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure one thing at a run's solution and keep it in the run folder."""
+    """Measure one thing at a run's solution and keep it in the run folder. Under torchrun, with all its processes."""
     row = find_probe(name)
     chosen: dict[str, Any] = {}
     for change in settings or ():
         assign(chosen, change)
+    solution = load_run(run, checkpoint)
     other = load_run(to, checkpoint) if to is not None else None
-    with _progress(quiet) as tick:
-        result = measure(row, load_run(run, checkpoint), other, settings=chosen, progress=tick)
+    with Ranks.joined() as ranks, _progress(quiet or ranks.rank > 0) as bar, _stop_key(bar) as tick:
+        risk = risk_of(solution, ranks=ranks, max_examples=max_examples)
+        if dry_run:
+            text = str(plan_of(row, risk, chosen))
+            if ranks.rank == 0:
+                console.print(text, highlight=False)
+            return
+        result = measure(row, solution, other, settings=chosen, risk=risk, progress=tick)
+        if ranks.rank > 0:
+            return
+    if type(result).__str__ is not object.__str__:  # it has a summary of its own
+        console.print(str(result), highlight=False)
     values, _ = result.to_record()
     grid = Table("value", name, title=row.question, title_justify="left")
     for key, value in _flat(values):
@@ -181,7 +199,7 @@ def _cell(cell: table.Cell) -> str:
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[float, float, str], None] | None]:
+def _progress(quiet: bool) -> Iterator[Tick | None]:
     """A bar with the time left on a terminal; nothing where output is piped."""
     if quiet or not console.is_terminal:
         yield None
@@ -190,6 +208,34 @@ def _progress(quiet: bool) -> Iterator[Callable[[float, float, str], None] | Non
     with Progress(BarColumn(), TaskProgressColumn(), *times, TextColumn("{task.description}"), console=console) as bar:
         task = bar.add_task("", total=1.0)
         yield lambda done, total, note: bar.update(task, completed=done, total=total or 1.0, description=escape(note))
+
+
+@contextmanager
+def _stop_key(bar: Tick | None) -> Iterator[Tick]:
+    """The first Ctrl-C ends a measurement with what is known by then; the second, or where that cannot be, at once."""
+    pressed = False
+
+    def press(number: int, frame: object) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+        errors.print("stopping after this product; Ctrl-C again to leave at once")
+
+    def tick(done: float, total: float, note: str) -> None:
+        if bar is not None:
+            bar(done, total, note)
+        if pressed:
+            raise StopRequested
+
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield tick
+    except StopRequested:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

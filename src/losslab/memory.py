@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+from pathlib import Path
 
 import psutil
 import torch
@@ -19,6 +20,17 @@ def free_bytes(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return psutil.virtual_memory().available
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that this process has held: on the GPU as torch allocated it, else resident on the host."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux's ru_maxrss would count the parent at the time of the fork
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return psutil.Process().memory_info().rss  # of now: elsewhere the peak is not to be had in one way
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -6,7 +6,8 @@ all-reduce. All processes make the same calls in the same order; what differs is
 
 import contextlib
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -31,6 +32,24 @@ class Ranks:
         if dist.is_available() and dist.is_initialized():
             return cls(dist.group.WORLD)
         return cls()
+
+    @classmethod
+    @contextlib.contextmanager
+    def joined(cls) -> Iterator["Ranks"]:
+        """The processes that `torchrun` started, this one alone without it; they part at the end.
+
+        nccl where there are GPUs, each process its own; gloo elsewhere.
+        """
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+            yield cls.world()
+            return
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        try:
+            yield cls.world()
+        finally:
+            dist.destroy_process_group()
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over the processes, in place, the same bits on each."""
@@ -73,18 +92,24 @@ ALONE = Ranks()
 
 
 class Split:
-    """How a vector of `size` numbers lies over the processes: even parts, the last one shorter.
+    """How a vector of `size` numbers lies over the processes, one stretch each.
+
+    Args:
+        size: n.
+        ranks: The processes.
+        sizes: How many numbers each holds; default: even parts, the last ones shorter.
 
     >>> split = Split(5)
     >>> split.local_size, split.whole(split.part(torch.arange(5.0))).tolist()
     (5, [0.0, 1.0, 2.0, 3.0, 4.0])
     """
 
-    def __init__(self, size: int, ranks: Ranks = ALONE):
+    def __init__(self, size: int, ranks: Ranks = ALONE, sizes: Sequence[int] | None = None):
         self.size, self.ranks = size, ranks
-        self._width = math.ceil(size / ranks.count)
-        first = min(ranks.rank * self._width, size)
-        self._own = slice(first, min(first + self._width, size))
+        width = math.ceil(size / ranks.count)
+        self._sizes = sizes or [min(width, max(size - rank * width, 0)) for rank in range(ranks.count)]
+        first = sum(self._sizes[: ranks.rank])
+        self._own = slice(first, first + self._sizes[ranks.rank])
 
     @property
     def local_size(self) -> int:
@@ -99,8 +124,9 @@ class Split:
         """The whole last axis on every process, from everyone's part."""
         if self.ranks.count == 1:
             return part
-        padded = torch.nn.functional.pad(part, (0, self._width - self.local_size))
-        return torch.cat(self.ranks.all_gather(padded), dim=-1)[..., : self.size]
+        padded = torch.nn.functional.pad(part, (0, max(self._sizes) - self.local_size))
+        parts = self.ranks.all_gather(padded)
+        return torch.cat([part[..., :size] for part, size in zip(parts, self._sizes, strict=True)], dim=-1)
 
     def sum(self, numbers: Tensor) -> Tensor:
         """Dot products from the parts' dot products, in place."""

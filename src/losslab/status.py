@@ -26,9 +26,11 @@ class Status(str, Enum):
     complete = "complete"
     breakdown = "breakdown"
     converged = "converged"
+    stagnated = "stagnated"
     budget_reached = "budget_reached"
     time_reached = "time_reached"
     stopped = "stopped"
+    indefinite = "indefinite"
     nonfinite = "nonfinite"
 
     @property
@@ -49,9 +51,11 @@ _MESSAGES = {
     Status.complete: "everything that was asked for was computed",
     Status.converged: "the requested tolerance was reached",
     Status.breakdown: "an invariant subspace was found: the values are exact",
+    Status.stagnated: "rounding lets the residual fall no further: read it, or compute in float64",
     Status.budget_reached: "the budget of products was used up first: read the errors, or raise max_matvecs",
     Status.time_reached: "the time budget was used up first: read the errors, or raise time_budget",
     Status.stopped: "it was told to stop: these are the numbers known by then, read the errors",
+    Status.indefinite: "a direction of zero or negative curvature was met, where there must be none: raise the shift",
     Status.nonfinite: "NaN or Inf appeared in a product: check the loss and its derivatives at this point",
 }
 

@@ -1,6 +1,7 @@
 """LinearOperator: a symmetric matrix known only by its products."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import numpy as np
 import scipy.sparse.linalg
@@ -52,6 +53,16 @@ class LinearOperator(ABC):
         if self.split.ranks.count == 1:
             return self.matmat(part)
         return self.split.part(self.matmat(self.split.whole(part.mT).mT).mT).mT
+
+    def forms(self, blocks: Iterator[Tensor]) -> Tensor:
+        """Random samples whose mean is the trace: zᵀAz for each row z of the next block (s, n) of test vectors.
+
+        A sum A = Σ_b A_b may take a block of its own for each term: at the same cost the samples then scatter less, the
+        more the less the terms differ. Returns (s,), float64 on the host. Blocks hold this process's parts.
+        """
+        block = next(blocks)
+        products = self.matmat_part(block.mT).mT
+        return self.split.sum((block.double() * products.double()).sum(dim=1)).cpu()
 
     def __matmul__(self, other: Tensor) -> Tensor:
         """Av or AV."""

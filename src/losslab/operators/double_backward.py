@@ -20,7 +20,31 @@ _Arguments = tuple[list[int], list[int], list[int], bool, list[int], int]
 
 
 class CheapDoubleBackward(TorchFunctionMode):
-    """While active, `conv1d`, `conv2d`, `conv3d` and `relu` have the second derivatives of this file."""
+    """While active, `conv1d`, `conv2d`, `conv3d` and `relu` have the second derivatives of this file.
+
+    Args:
+        linear: Gradients taken after the block will be differentiated with respect to the incoming gradient alone, in
+            which they are linear (`Linearized` does that). Their derivatives with respect to x and w are then left
+            out: half of the convolutions in Jv, since autograd does not tell a Python function that nobody asks for
+            them, and the saved incoming gradients. A gradient that the model itself takes inside the block keeps them.
+    """
+
+    def __init__(self, *, linear: bool = False):
+        super().__init__()
+        self._linear, self._active = linear, False
+
+    @property
+    def gradients_are_linear(self) -> bool:
+        """Whether gradients taken now are differentiated with respect to the incoming gradient alone."""
+        return self._linear and not self._active
+
+    def __enter__(self) -> "CheapDoubleBackward":
+        self._active = True
+        return super().__enter__()
+
+    def __exit__(self, *args: Any) -> None:
+        super().__exit__(*args)
+        self._active = False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
@@ -28,7 +52,7 @@ class CheapDoubleBackward(TorchFunctionMode):
         """Replace the calls this file knows; let all others through."""
         kwargs = kwargs or {}
         if func in _CONVOLUTIONS and not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled("cuda"):
-            return _convolution(func, _CONVOLUTIONS[func], *args, **kwargs)
+            return _convolution(self, func, *args, **kwargs)
         if func in _RELUS and not (kwargs.get("inplace") or args[1:] == (True,)):
             return _ReLU.apply(args[0] if args else kwargs["input"])
         if func is torch._weight_norm:
@@ -46,8 +70,8 @@ _RELUS = {torch.relu, torch.Tensor.relu, functional.relu}  # an in-place relu ch
 
 
 def _convolution(
+    mode: CheapDoubleBackward,
     func: Callable[..., Tensor],
-    num_axes: int,
     input: Tensor,  # torch's own argument names, which callers may use
     weight: Tensor,
     bias: Tensor | None = None,
@@ -56,6 +80,7 @@ def _convolution(
     dilation: int | list[int] = 1,
     groups: int = 1,
 ) -> Tensor:
+    num_axes = _CONVOLUTIONS[func]
     if isinstance(padding, str) or input.ndim != num_axes + 2 or not input.is_floating_point():
         return func(input, weight, bias, stride, padding, dilation, groups)
 
@@ -64,23 +89,27 @@ def _convolution(
         return values * num_axes if len(values) == 1 else values
 
     arguments = (per_axis(stride), per_axis(padding), per_axis(dilation), False, [0] * num_axes, groups)
-    return _Convolution.apply(input, weight, bias, arguments)
+    return _Convolution.apply(input, weight, bias, arguments, mode)
 
 
 class _Convolution(Function):
     """y = w * x + b."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, arguments: _Arguments) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, arguments: _Arguments, mode: CheapDoubleBackward
+    ) -> Tensor:
         ctx.save_for_backward(x, w)
-        ctx.arguments, ctx.has_bias = arguments, b is not None
+        ctx.arguments, ctx.has_bias, ctx.mode = arguments, b is not None, mode
         return _aten.convolution(x, w, b, *arguments)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, w = ctx.saved_tensors
+        if ctx.mode.gradients_are_linear:
+            x, w = x.detach(), w.detach()
         mask = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.has_bias and ctx.needs_input_grad[2])
-        return (*_ConvolutionBackward.apply(grad, x, w, mask, ctx.arguments), None)
+        return (*_ConvolutionBackward.apply(grad, x, w, mask, ctx.arguments), None, None)
 
 
 class _ConvolutionBackward(Function):
@@ -88,8 +117,8 @@ class _ConvolutionBackward(Function):
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, x: Tensor, w: Tensor, mask: tuple[bool, ...], arguments: _Arguments) -> Any:
-        ctx.save_for_backward(g, x, w)
-        ctx.arguments = arguments
+        ctx.save_for_backward(g if any(ctx.needs_input_grad[1:3]) else None, x, w)  # the derivative along g needs no g
+        ctx.arguments, ctx.shape = arguments, g.shape
         ctx.set_materialize_grads(False)
         return _aten.convolution_backward(g, x, w, [w.shape[0]], *arguments, list(mask))
 
@@ -102,7 +131,7 @@ class _ConvolutionBackward(Function):
             if dw is not None:
                 along_g = _aten.convolution(x, dw, db, *arguments)
             elif db is not None:
-                along_g = db.reshape(1, -1, *[1] * (g.ndim - 2)).expand_as(g).clone()
+                along_g = db.reshape(1, -1, *[1] * (len(ctx.shape) - 2)).expand(ctx.shape).clone()
             if dx is not None:
                 through_w = _aten.convolution(dx, w, None, *arguments)
                 along_g = through_w if along_g is None else along_g.add_(through_w)

@@ -1,65 +1,77 @@
 """GradientCovariance: products with the covariance of the per-example gradients, never the matrix."""
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from losslab.operators import batches as kinds
-from losslab.operators.gradient_graph import explained
-from losslab.operators.linearized import Linearized
+from losslab.operators.base import LinearOperator
+from losslab.operators.example_gradients import (
+    Examples,
+    ExplicitGradients,
+    ImplicitGradients,
+    backward_flops,
+    example_loss,
+    require_separable,
+)
 from losslab.operators.risk import EmpiricalRisk
 from losslab.operators.risk_operator import RiskOperator
 
+Method = Literal["auto", "explicit", "implicit"]
 
-class _ExampleGradients:
-    """JᵀJ/N of a batch's example losses: J has one row an example, its gradient."""
-
-    def __init__(self, risk: EmpiricalRisk, leaves: dict[str, Tensor], batch: Any, count: int):
-        self.count, self._space, self._num_examples = count, risk.space, risk.num_examples
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), explained(risk, leaves, batch):
-            losses = example_losses(risk, leaves, batch, count)
-            self._jacobian = Linearized(losses, list(leaves.values()), lambda: explained(risk, leaves, batch))
-
-    def num_bytes(self) -> int:
-        """What the graph keeps alive beside the parameters."""
-        return self._jacobian.num_bytes()
-
-    def add_products(self, rows: Tensor, out: Tensor) -> None:
-        """Add JᵀJv/N to `out` for each row v."""
-        for vector, total in zip(rows, out, strict=True):
-            along = self._jacobian.along(self._space.views(vector)) / self._num_examples
-            self._space.add_to(total, self._jacobian.back(along))
+# Operations a parameter in one example's backward pass. A weight matrix takes 4 (2 in the first layer) for each place
+# where an example uses it. From the first number on, explicit products are faster while the gradients are held, from
+# the second on also where they are made anew each time (benchmarks/results/example_gradients.md).
+_WORTH_HOLDING, _WORTH_REMAKING = 20, 100
 
 
 class GradientCovariance(RiskOperator):
     """How do the examples' gradients scatter?  C = (1/N) Σᵢ gᵢgᵢᵀ − ḡḡᵀ,  gᵢ = ∇ℓᵢ(θ),  ḡ = ∇L(θ).
 
-    `centred=False` leaves ḡḡᵀ out: the empirical Fisher matrix. A product applies the Jacobian J of the N losses
-    twice, Cv = (1/N) Jᵀ(Jv) − ḡ(ḡᵀv): Jv by differentiating Jᵀu with respect to u, Jᵀ(Jv) by one backward pass; the
-    per-example gradients themselves are never held. C is fixed at the point where the model is when this is made.
+    `centred=False` leaves ḡḡᵀ out: the empirical Fisher matrix. C is fixed at the point where the model is when this is
+    made. With J the Jacobian of the N losses, whose rows are the gᵢ, a product is Cv = (1/N) Jᵀ(Jv) − ḡ(ḡᵀv), in one of
+    two ways:
 
-    Cost: one pass forwards and one backwards through the graphs, kept within the risk's `graph_memory`, else rebuilt.
+    - "implicit": J stays linearised. Jv comes from differentiating Jᵀu with respect to u, Jᵀ(Jv) from one backward
+      pass. The graphs of batches beyond `graph_memory` are rebuilt once for each block of vectors.
+    - "explicit": the rows are made, 32 MiB or one example at a time, by vectorised backward passes, and a product is
+      two products of matrices. The rows of the batches that fit into `graph_memory`, P numbers an example, are held
+      from the second product on; the others are made anew for each block of vectors. No second derivatives.
+    - "auto": explicit where each weight is used at many places, as in convolutions and long sequences: from 20
+      operations a parameter in one example's backward pass if all gradients fit into `graph_memory`, from 100 always.
+
+    Args:
+        risk: Where.
+        centred: Whether ḡḡᵀ is subtracted.
+        method: How products are made.
+
+    Attributes:
+        method: "explicit" or "implicit", what was taken.
+
+    Cost of a product of a convolutional net, in gradients g (CPU; benchmarks/results/example_gradients.md): implicit
+    1.6, rebuilt 2.5; explicit 1.2 for the first two and then 0.04, or 1.2 for any block of vectors where it is not
+    held. Of plain linear layers: implicit 1.1, explicit 5 and more.
 
     Raises:
         ValueError: The loss of a batch is not the mean (or sum) of its examples' losses, as with BatchNorm in train
             mode or a contrastive loss; or no tensor of a batch has the examples on its first axis.
-        RuntimeError: An operation cannot be differentiated a second time; the message names its module.
+        RuntimeError: Implicit only: an operation cannot be differentiated a second time; the message names its module.
     """
 
-    kind = _ExampleGradients
-
-    def __init__(self, risk: EmpiricalRisk, *, centred: bool = True):
-        super().__init__(risk)
+    def __init__(self, risk: EmpiricalRisk, *, centred: bool = True, method: Method = "auto"):
+        if method not in ("auto", "explicit", "implicit"):
+            raise ValueError(f"method: expected 'auto', 'explicit' or 'implicit', got {method!r}")
         self.centred = centred
+        self.method = _checked_method(risk, method)
+        self.kind = ExplicitGradients if self.method == "explicit" else ImplicitGradients
+        super().__init__(risk)
         self._mean = risk.gradient() if centred else None
-        with risk.evaluating(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            # A batch of one example is the sum of its parts whatever the model does.
-            batch, count = next((item for item in risk.read() if item[1] > 1), (None, 0))
-            if count:
-                _require_separable(risk, risk.leaves(risk.space.vector()), batch, count)
+
+    def forms(self, blocks: Iterator[Tensor]) -> Tensor:
+        """Samples of the trace; centred, C is not a sum over batches."""
+        return super().forms(blocks) if self._mean is None else LinearOperator.forms(self, blocks)
 
     def _finish(self, rows: Tensor, sums: Tensor) -> Tensor:
         if self._mean is None:
@@ -68,49 +80,25 @@ class GradientCovariance(RiskOperator):
         return sums - (rows.to(sums.dtype) @ mean).outer(mean)
 
 
-def example_losses(risk: EmpiricalRisk, leaves: dict[str, Tensor], batch: Any, count: int) -> Tensor:
-    """ℓᵢ for each example of a batch, shape (count,), differentiable. Vectorised where the model allows it."""
-    tensors = kinds.tensors_of(batch)
-    per_example = _on_first_axis(tensors, count)
-
-    def loss_of(*pieces: Tensor) -> Tensor:
-        refilled = iter(p.unsqueeze(0) if split else p for p, split in zip(pieces, per_example, strict=True))
-        example = kinds.map_tensors(batch, lambda _: next(refilled))
-        return kinds.batch_loss(risk.loss_fn, risk.output(leaves, example), kinds.targets_of(example))
-
-    try:
-        in_dims = tuple(0 if split else None for split in per_example)
-        return vmap(loss_of, in_dims=in_dims, randomness="different")(*tensors)
-    except (RuntimeError, NotImplementedError, ValueError):  # control flow on data, or an operation without a vmap rule
-        rows = [[t[i] if split else t for t, split in zip(tensors, per_example, strict=True)] for i in range(count)]
-        return torch.stack([loss_of(*row) for row in rows])
+def _checked_method(risk: EmpiricalRisk, method: Method) -> Method:
+    """The method for the first batch of several examples, whose loss must be the mean of theirs."""
+    leaves = risk.leaves(risk.space.vector())
+    with risk.evaluating(), sdpa_kernel(SDPBackend.MATH):
+        batch, count = _first_batch(risk)
+        if count > 1:  # a batch of one example is the sum of its parts whatever the model does
+            with torch.no_grad():
+                require_separable(risk, leaves, batch, count)
+        if method != "auto" or not count:
+            return "implicit" if method == "auto" else method
+        flops = backward_flops(leaves, Examples(batch, count).one(0), example_loss(risk)) / risk.space.size
+    fits = risk.num_examples * risk.space.size * risk.dtype.itemsize <= risk.graph_budget()
+    return "explicit" if flops >= (_WORTH_HOLDING if fits else _WORTH_REMAKING) else "implicit"
 
 
-def _on_first_axis(tensors: list[Tensor], count: int) -> list[bool]:
-    """Which of a batch's tensors hold one entry an example."""
-    per_example = [tensor.ndim > 0 and len(tensor) == count for tensor in tensors]
-    if not any(per_example):
-        shapes = [tuple(tensor.shape) for tensor in tensors]
-        raise ValueError(
-            f"gradient covariance: expected a tensor with the batch's {count} examples on its first axis, "
-            f"got shapes {shapes}; put the examples first"
-        )
-    return per_example
-
-
-def _require_separable(risk: EmpiricalRisk, leaves: dict[str, Tensor], batch: Any, count: int) -> None:
-    whole = float(risk.batch_share(leaves, batch, count)) * risk.num_examples
-    _on_first_axis(kinds.tensors_of(batch), count)
-    remedy = "use mode='eval' (BatchNorm), and a loss that does not mix examples"
-    try:
-        parts = float(example_losses(risk, leaves, batch, count).double().sum())
-    except ValueError as error:  # BatchNorm in train mode refuses single examples
-        raise ValueError(
-            f"gradient covariance: expected a model that takes one example at a time, got {str(error)!r}; {remedy}"
-        ) from error
-    tolerance = 1e-6 if risk.dtype == torch.float64 else (1e-3 if risk.dtype == torch.float32 else 5e-2)
-    if abs(whole - parts) > tolerance * max(abs(whole), abs(parts), 1e-12):
-        raise ValueError(
-            "gradient covariance: expected the loss of a batch to be the mean of its examples' losses, "
-            f"got {whole / count:.6g} for the batch and {parts / count:.6g} for the examples one by one; {remedy}"
-        )
+def _first_batch(risk: EmpiricalRisk) -> tuple[Any, int]:
+    """The first batch that holds several examples, else any; (None, 0) without data."""
+    found = (None, 0)
+    for found in risk.read():
+        if found[1] > 1:
+            break
+    return found

@@ -16,6 +16,10 @@ from losslab.operators.double_backward import CheapDoubleBackward
 from losslab.operators.risk import EmpiricalRisk
 
 
+class MissingSecondDerivative(RuntimeError):
+    """An operation of the model or the loss cannot be differentiated twice."""
+
+
 class GradientGraph:
     """The gradient of one batch's share of the risk, ready for products with its derivative.
 
@@ -34,7 +38,7 @@ class GradientGraph:
             CheapDoubleBackward(),
             explained(risk, leaves, batch),
         ):
-            loss = risk.batch_share(leaves, batch, count)
+            loss = self._loss(risk, leaves, batch, count)
             grads: Sequence[Tensor | None] = [None] * len(self._leaves)
             if loss.requires_grad:
                 grads = torch.autograd.grad(loss, self._leaves, create_graph=True, allow_unused=True)
@@ -42,6 +46,9 @@ class GradientGraph:
         # A parameter that is unused has gradient zero, one that enters linearly a constant one: no second derivatives.
         self._curved = [(i, g) for i, g in enumerate(grads) if g is not None and g.requires_grad]
         self._explained = lambda: explained(risk, leaves, batch)
+
+    def _loss(self, risk: EmpiricalRisk, leaves: dict[str, Tensor], batch: Any, count: int) -> Tensor:
+        return risk.batch_share(leaves, batch, count)
 
     def add_products(self, rows: Tensor, out: Tensor) -> None:
         """Add H_b v to the row of `out` for each row v of `rows`, both (k, P)."""
@@ -113,7 +120,7 @@ def explained(risk: EmpiricalRisk, leaves: dict[str, Tensor], batch: Any) -> Ite
             raise
         module = _module_without_second_derivative(risk, leaves, batch)
         where = f"module {module!r}" if module else "the loss function or code outside the model's submodules"
-        raise RuntimeError(
+        raise MissingSecondDerivative(
             f"second derivatives: {where} has none ({text.splitlines()[0]}); "
             "use an implementation made of differentiable operations, or leave its parameters out with params=…"
         ) from error

@@ -1,15 +1,25 @@
 """Graphs of batches, kept from product to product as long as a memory budget lasts; the others are built anew."""
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
+from losslab.memory import is_out_of_memory
 from losslab.operators.determinism import fingerprint
 from losslab.operators.risk import EmpiricalRisk
 
 
-class Graph(Protocol):
+class Kept(Protocol):
+    """What may be kept for a batch."""
+
+    def num_bytes(self) -> int:
+        """Memory that it keeps alive beside the parameters."""
+        ...
+
+
+class Graph(Kept, Protocol):
     """What is kept for a batch of `count` examples: its part A_b of a matrix."""
 
     count: int
@@ -20,12 +30,8 @@ class Graph(Protocol):
         """Add A_b v to the row of `out` for each row v of `rows`, both (k, P)."""
         ...
 
-    def num_bytes(self) -> int:
-        """Memory that it keeps alive beside the parameters."""
-        ...
 
-
-AnyGraph = TypeVar("AnyGraph", bound=Graph)
+AnyGraph = TypeVar("AnyGraph", bound=Kept)
 _LEAST_BUDGET = 1 << 20
 
 
@@ -35,7 +41,7 @@ class KeptGraphs(Generic[AnyGraph]):
     The first batches' graphs are kept; those beyond the budget are rebuilt on each pass, once for a block of vectors.
     """
 
-    def __init__(self, risk: EmpiricalRisk, kind: type[AnyGraph]):
+    def __init__(self, risk: EmpiricalRisk, kind: Callable[[EmpiricalRisk, dict[str, Tensor], Any, int], AnyGraph]):
         self._risk, self._kind = risk, kind
         self._theta = risk.space.vector()
         self.kept: list[AnyGraph] = []
@@ -56,7 +62,35 @@ class KeptGraphs(Generic[AnyGraph]):
             graph = self._kind(self._risk, leaves, batch, count)
             yield graph
             self._keep(graph, batch)
+            del graph  # one that is not kept is freed before the next is built
         self._complete = self._keep_more
+
+    def retried(self, compute: Callable[[], Tensor]) -> Tensor:
+        """What `compute` makes in passes over the graphs; made again with fewer of them kept if memory runs out.
+
+        A failed attempt has let go of its graphs when the next one starts: they are local to `compute`.
+        """
+        while True:
+            try:
+                with self._risk.evaluating():
+                    return compute()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._make_room()
+
+    def _make_room(self) -> None:
+        budget = self.shrink()
+        if budget is None:
+            raise MemoryError(
+                f"out of memory: one batch's graph does not fit on {self._risk.device} even with no graph kept; "
+                "use smaller batches, fewer vectors at once, or params=… to choose fewer parameters"
+            )
+        warnings.warn(
+            f"out of memory: kept graphs dropped, their budget is now {budget / 2**20:.0f} MiB, the product is made "
+            "again; pass a smaller graph_memory=… to avoid this",
+            stacklevel=2,
+        )
 
     def shrink(self) -> int | None:
         """Drop all graphs and halve what the next ones may take, to nothing below a MiB; None where it was nothing."""

@@ -15,6 +15,8 @@ from losslab.operators.gradient_graph import graph_bytes, require_second_derivat
 class Linearized:
     """J = ∂f/∂θ for one batch's outputs f(θ), of any shape. To be made inside `enable_grad`, with `explained`.
 
+    Make the outputs under `CheapDoubleBackward(linear=True)` and this after it: Jv then takes half the convolutions.
+
     Args:
         outputs: f, with its graph.
         leaves: The parameters, requiring gradients.
@@ -32,7 +34,7 @@ class Linearized:
                 outputs, self._leaves, grad_outputs=self._dual, create_graph=True, allow_unused=True
             )
         require_second_derivatives(grads)
-        self._used = [(i, g) for i, g in enumerate(grads) if g is not None]
+        self._used = [(i, g) for i, g in enumerate(grads) if g is not None and g.requires_grad]
 
     def along(self, directions: Sequence[Tensor]) -> Tensor:
         """Jv in the shape of the outputs, for v in the parameters' shapes."""
@@ -41,7 +43,11 @@ class Linearized:
         gradients = [gradient for _, gradient in self._used]
         with self._explained():
             (along,) = torch.autograd.grad(
-                gradients, self._dual, grad_outputs=[directions[i] for i, _ in self._used], retain_graph=True
+                gradients,
+                self._dual,
+                grad_outputs=[directions[i] for i, _ in self._used],
+                retain_graph=True,
+                materialize_grads=True,
             )
         return along
 
@@ -55,4 +61,4 @@ class Linearized:
 
     def num_bytes(self) -> int:
         """What the graphs keep alive beside the parameters."""
-        return graph_bytes([gradient for _, gradient in self._used], self._leaves)
+        return graph_bytes([self.outputs, *(gradient for _, gradient in self._used)], self._leaves)

@@ -110,9 +110,9 @@ class EmpiricalRisk:
         Model and loss function are copied, the batches' real numbers are converted as they are read.
         """
         risk = copy.copy(self)
-        risk.model = copy.deepcopy(self.model).to(target)  # type: ignore[arg-type]  # a dtype or a device
+        risk.model = copy.deepcopy(self.model).to(target)
         if isinstance(self.loss_fn, nn.Module):
-            risk.loss_fn = copy.deepcopy(self.loss_fn).to(target)  # type: ignore[arg-type]
+            risk.loss_fn = copy.deepcopy(self.loss_fn).to(target)
         risk.space = ParameterSpace(risk.model, self.space.names)
         risk._cast = risk.dtype if isinstance(target, torch.dtype) else self._cast
         return risk
@@ -216,7 +216,11 @@ class EmpiricalRisk:
     def batch_share(self, parameters: dict[str, Tensor], batch: Any, count: int) -> Tensor:
         """One batch's share of L at these parameters. To be called inside `evaluating()`."""
         loss = kinds.batch_loss(self.loss_fn, self.output(parameters, batch), kinds.targets_of(batch))
-        return loss * ((count if self._reduction == "mean" else 1) / self.num_examples)
+        return loss * self.batch_weight(count)
+
+    def batch_weight(self, count: int) -> float:
+        """How often the loss of a batch of `count` examples counts in L."""
+        return (count if self._reduction == "mean" else 1) / self.num_examples
 
     def output(self, parameters: dict[str, Tensor], batch: Any) -> Any:
         """The model's output on a batch at these parameters.
@@ -263,9 +267,10 @@ class EmpiricalRisk:
                     module.training = training
 
     def _count_all(self) -> int:
-        """N over all processes; and this process's own, which every pass must find again."""
+        """N over all processes; this process's own examples, which every pass must find again, and batches."""
         with self.evaluating():
-            self._own_examples = sum(count for _, count in self._read())
+            counts = [count for _, count in self._read()]
+        self._own_examples, self.num_batches = sum(counts), len(counts)
         return int(self.ranks.total(self._own_examples)[0])
 
     def _read(self, device: torch.device | str | None = None) -> Iterator[tuple[Any, int]]:

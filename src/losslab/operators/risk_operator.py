@@ -1,12 +1,11 @@
 """RiskOperator: a matrix that is a sum over the data's batches, and over the processes that hold them."""
 
-import warnings
-from typing import ClassVar
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from losslab.memory import is_out_of_memory
 from losslab.operators.base import LinearOperator
 from losslab.operators.kept_graphs import Graph, KeptGraphs
 from losslab.operators.risk import EmpiricalRisk
@@ -22,7 +21,7 @@ class RiskOperator(LinearOperator):
     dropped, the budget is halved and the product is made again, with a warning.
     """
 
-    kind: ClassVar[type[Graph]]
+    kind: Callable[[EmpiricalRisk, dict[str, Tensor], Any, int], Graph]
 
     def __init__(self, risk: EmpiricalRisk):
         self.risk = risk
@@ -58,7 +57,25 @@ class RiskOperator(LinearOperator):
                 graph.add_products(rows, out)
                 forms.append((rows.double() * out.double()).sum(dim=1).cpu())
                 counts.append(graph.count)
-        return torch.stack(forms), torch.tensor(counts, dtype=torch.float64)
+                del graph
+        stacked = torch.stack(forms) if forms else torch.empty(0, len(rows), dtype=torch.float64)
+        return stacked, torch.tensor(counts, dtype=torch.float64)
+
+    def forms(self, blocks: Iterator[Tensor]) -> Tensor:
+        """Samples of the trace, every batch with test vectors of its own; over several processes with the same."""
+        if self.split.ranks.count > 1:
+            return super().forms(blocks)
+        return self._graphs.retried(lambda: self._separate_forms(blocks))
+
+    def _separate_forms(self, blocks: Iterator[Tensor]) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for graph in self._graphs:
+            rows = next(blocks).to(self.dtype)
+            out = torch.zeros_like(rows, dtype=self.risk.accumulation_dtype)
+            graph.add_products(rows, out)
+            del graph
+            total = total + (rows.double() * out.double()).sum(dim=1).cpu()
+        return total
 
     def _matmat(self, matrix: Tensor) -> Tensor:
         rows = matrix.mT.contiguous()
@@ -70,27 +87,11 @@ class RiskOperator(LinearOperator):
 
     def _own_products(self, rows: Tensor) -> Tensor:
         """Σ_b A_b v over the batches of this process, for each row v."""
-        while True:
-            try:
-                out = torch.zeros_like(rows, dtype=self.risk.accumulation_dtype)
-                with self.risk.evaluating():
-                    for graph in self._graphs:
-                        graph.add_products(rows, out)
-                return out
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-            self._make_room()
+        return self._graphs.retried(lambda: self._one_pass(rows))
 
-    def _make_room(self) -> None:
-        budget = self._graphs.shrink()
-        if budget is None:
-            raise MemoryError(
-                f"out of memory: one batch's graph does not fit on {self.device} even with no graph kept; "
-                "use smaller batches, fewer vectors at once, or params=… to choose fewer parameters"
-            )
-        warnings.warn(
-            f"out of memory: kept graphs dropped, their budget is now {budget / 2**20:.0f} MiB, the product is made "
-            "again; pass a smaller graph_memory=… to avoid this",
-            stacklevel=2,
-        )
+    def _one_pass(self, rows: Tensor) -> Tensor:
+        out = torch.zeros_like(rows, dtype=self.risk.accumulation_dtype)
+        for graph in self._graphs:
+            graph.add_products(rows, out)
+            del graph  # one that is not kept is freed before the next is built
+        return out

@@ -1,5 +1,7 @@
 """The spectral density by stochastic Lanczos quadrature (Ubaru, Chen & Saad 2017; Ghorbani et al. 2019)."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -30,15 +32,17 @@ def spectral_density(
     """How are all the eigenvalues spread?  ρ(λ) = (1/n) Σᵢ δ(λ − λᵢ), smoothed.
 
     From a Rademacher vector z, m Lanczos steps give the Gauss quadrature of the measure (1/n) Σᵢ (uᵢᵀz)² δ(λ − λᵢ),
-    whose mean over z is ρ. Several z give the mean and its standard error.
+    whose mean over z is ρ. For signs z the variance of zᵀf(A)z/n is at most (2/n)·(1/n)Σf(λᵢ)² (Hutchinson 1990), and
+    the same quadrature gives that sum: one vector has its error band, narrow where many eigenvalues are and as wide as
+    the density itself at a single outlier. What m nodes cannot resolve is not in it.
 
     Args:
         operator: Symmetric n×n.
-        num_probes: Random start vectors; 2 or more for an error band.
+        num_probes: Random start vectors; the band falls as 1/√num_probes.
         num_nodes: Lanczos steps for each.
         width: Standard deviation of the Gaussian that smooths, in units of λ; default 1 % of the spectrum's range.
         seed: Of the vectors; or a generator.
-        vectors: (num_probes, n) start vectors of one's own.
+        vectors: (num_probes, n) start vectors of one's own; the band is then their scatter, NaN for a single one.
         time_budget: Seconds at most; the density is then that of the probes and nodes there are.
         progress: Called after each product.
 
@@ -50,7 +54,8 @@ def spectral_density(
     """
     if num_probes < 1 or num_nodes < 1:
         raise ValueError(f"num_probes, num_nodes: expected at least 1 of each, got {num_probes} and {num_nodes}")
-    known_seed = seed if isinstance(seed, int) and vectors is None else None
+    signs = vectors is None
+    known_seed = seed if isinstance(seed, int) and signs else None
     if vectors is None:
         vectors = rademacher((num_probes, operator.size), make_generator(seed))
     elif vectors.ndim != 2 or vectors.shape[1] != operator.size or not len(vectors):
@@ -63,16 +68,19 @@ def spectral_density(
         quadratures.append(quadrature(krylov))
         if not statuses[-1].ok:
             break
-    return density_from(quadratures, budget.used, worst(*statuses), width, known_seed)
+    scatter = operator.size if signs else None
+    return density_from(quadratures, budget.used, worst(*statuses), width, known_seed, signs_in=scatter)
 
 
-def extend(krylov: Krylov, num_steps: int, budget: Budget, note: str = "density") -> Status:
+def extend(
+    krylov: Krylov, num_steps: int, budget: Budget, note: Callable[[], str] = lambda: "density"
+) -> Status:
     """Lanczos steps until the space has `num_steps` vectors or is invariant."""
     while krylov.size < min(num_steps, krylov.operator.size) and not krylov.broken:
         if (over := budget.stop()) is not None:
             return over
         krylov.step()
-        budget.spend(1, note)
+        budget.spend(1, note())
         if not krylov.finite:
             return Status.nonfinite
     return Status.converged
@@ -85,9 +93,18 @@ def quadrature(krylov: Krylov) -> Quadrature:
 
 
 def density_from(
-    quadratures: list[Quadrature], matvecs: int, status: Status, width: float | None = None, seed: int | None = None
+    quadratures: list[Quadrature],
+    matvecs: int,
+    status: Status,
+    width: float | None = None,
+    seed: int | None = None,
+    *,
+    signs_in: int | None = None,
 ) -> Density:
-    """Mean and standard error over probes of the smoothed measures, on a grid that covers all nodes."""
+    """Mean over probes of the smoothed measures, on a grid that covers all nodes, with its standard error.
+
+    The error is the bound for random signs in `signs_in` dimensions, or the scatter between probes.
+    """
     nodes = np.concatenate([n for n, _ in quadratures])
     low, high = (nodes.min(), nodes.max()) if len(nodes) else (0.0, 0.0)
     largest = max(abs(low), abs(high))
@@ -104,8 +121,12 @@ def density_from(
     grid = np.linspace(low - 6 * width, high + 6 * width, num_points)
     curves = np.stack([smooth(*pair, grid, width) for pair in quadratures])
     num = len(quadratures)
-    error = curves.std(axis=0, ddof=1) / np.sqrt(num) if num > 1 else np.full(len(grid), np.nan)
     weights = np.concatenate([w for _, w in quadratures]) / num
+    if signs_in is not None:  # the square of a Gaussian is one of width/√2, divided by 2√π·width
+        squares = smooth(nodes, weights, grid, width / np.sqrt(2)) / (2 * np.sqrt(np.pi) * width)
+        error = np.sqrt(2 * squares / (signs_in * num))
+    else:
+        error = curves.std(axis=0, ddof=1) / np.sqrt(num) if num > 1 else np.full(len(grid), np.nan)
     return Density(grid, curves.mean(axis=0), error, nodes, weights, float(width), num, matvecs, status, seed)
 
 

@@ -4,9 +4,17 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from losslab.status import Status
+
+
+def judge(value: float, error: float, tol: float) -> Status:
+    """Not finite, converged (error ≤ tol·|value|), or `budget_reached`, which an estimate is until it converges."""
+    if not math.isfinite(value):
+        return Status.nonfinite
+    return Status.converged if error <= tol * abs(value) else Status.budget_reached
 
 
 @dataclass(frozen=True)
@@ -20,8 +28,74 @@ class Estimate:
     status: Status
     seed: int | None = None
 
+    @classmethod
+    def judged(
+        cls, value: float, standard_error: float, num_samples: int, matvecs: int, tol: float, seed: int | None
+    ) -> "Estimate":
+        """With the status that `judge` gives it."""
+        return cls(value, standard_error, num_samples, matvecs, judge(value, standard_error, tol), seed)
+
+    @classmethod
+    def mean(cls, samples: Tensor, matvecs: int, tol: float, seed: int | None, known: float = 0.0) -> "Estimate":
+        """Of independent samples, on top of what is known exactly."""
+        error = float(samples.std()) / math.sqrt(len(samples)) if len(samples) > 1 else math.inf
+        return cls.judged(known + float(samples.mean()), error, len(samples), matvecs, tol, seed)
+
+    @classmethod
+    def unknown(cls, status: Status, matvecs: int, seed: int | None) -> "Estimate":
+        """Nothing could be computed: NaN ± ∞."""
+        return cls(math.nan, math.inf, 0, matvecs, status, seed)
+
+    @classmethod
+    def exact(cls, value: float, matvecs: int, seed: int | None) -> "Estimate":
+        """From an invariant subspace that is the whole space: no sampling error."""
+        return cls(value, 0.0, 0, matvecs, Status.breakdown if math.isfinite(value) else Status.nonfinite, seed)
+
     def __str__(self) -> str:
         return f"{self.value:.6g} ± {self.standard_error:.2g} ({self.num_samples} samples, {self.status})"
+
+
+@dataclass(frozen=True)
+class DiagonalEstimate:
+    """A random estimate of a matrix's diagonal.
+
+    Attributes:
+        values: (n,) float64, on the operator's device.
+        standard_error: (n,) of each entry: one standard deviation.
+        num_samples: Independent (XDiag: exchangeable) samples that both are taken over.
+        matvecs: Products used.
+        status: Converged where `relative_error` is at most the tolerance.
+    """
+
+    values: Tensor
+    standard_error: Tensor
+    num_samples: int
+    matvecs: int
+    status: Status
+    seed: int | None = None
+
+    @classmethod
+    def judged(
+        cls, values: Tensor, standard_error: Tensor, num_samples: int, matvecs: int, tol: float, seed: int | None
+    ) -> "DiagonalEstimate":
+        """With the status that `judge` gives the norms of both."""
+        norm, error = (float(torch.linalg.vector_norm(x)) for x in (values, standard_error))
+        return cls(values, standard_error, num_samples, matvecs, judge(norm, error, tol), seed)
+
+    @classmethod
+    def exact(cls, values: Tensor, matvecs: int, seed: int | None) -> "DiagonalEstimate":
+        """From a basis of the whole space: no sampling error."""
+        status = Status.breakdown if values.isfinite().all() else Status.nonfinite
+        return cls(values, torch.zeros_like(values), 0, matvecs, status, seed)
+
+    @property
+    def relative_error(self) -> float:
+        """‖standard_error‖/‖values‖."""
+        error, norm = (float(torch.linalg.vector_norm(x)) for x in (self.standard_error, self.values))
+        return error / norm if norm else error
+
+    def __str__(self) -> str:
+        return f"{len(self.values)} entries ± {self.relative_error:.2g} ({self.num_samples} samples, {self.status})"
 
 
 @dataclass(frozen=True)
@@ -63,7 +137,7 @@ class Density:
     Attributes:
         grid: (G,) λ.
         density: (G,) mean over probes.
-        standard_error: (G,) of that mean; NaN with a single probe.
+        standard_error: (G,) of that mean, over the choice of random vectors.
         nodes: (N,) quadrature nodes of all probes together.
         weights: (N,) their weights, which sum to 1.
         width: Standard deviation of the kernel, in units of λ.

@@ -1,6 +1,7 @@
 """A Krylov space with its projected matrix: the one run that eigenpairs, density and trace all read.
 
-The relation kept is  A Qᵀ = Qᵀ T + β q eₘᵀ,  Q of shape (m, n) with orthonormal rows, T (m, m) in float64.
+The relation kept is  A Qᵀ = Qᵀ T + Nᵀ C,  Q of shape (m, n) with orthonormal rows, T (m, m) and C in float64; N is the
+next vector, orthogonal to Q, and C (1, m) couples it to the space: (0, …, 0, β), or after a restart a full row.
 """
 
 import math
@@ -33,13 +34,13 @@ class Krylov:
         MemoryError: A basis larger than the free memory; the message says how many rows fit.
     """
 
+    width = 1  # products of a step
+
     def __init__(self, operator: LinearOperator, start: Tensor, max_basis: int):
         self.operator = operator
-        # Half precision cannot hold an orthogonal basis; its products stay in the operator's dtype.
-        dtype = torch.promote_types(operator.dtype, torch.float32)
         self.split = operator.split
         self.capacity = min(max_basis, operator.size)
-        self.basis = new_basis(self.capacity, self.split.local_size, dtype, operator.device)
+        self.basis = new_basis(operator, self.capacity)
         self.projected = np.zeros((self.capacity, self.capacity))
         self.size = 0
         self.matvecs = 0
@@ -49,21 +50,28 @@ class Krylov:
         self.broken = False  # the space is invariant: its Ritz values are exact
         self.had_break = False  # a subspace was invariant, or within rounding of it, on the way
         self.block_start = 0  # first row after the last such subspace
-        self._next = self._unit(self.split.part(start.to(device=operator.device, dtype=dtype)))
-        self._coupling: np.ndarray | None = None  # T's next column against the kept Ritz vectors
+        self._next = self._unit(self.split.part(start.to(self.basis)))
+        self._coupling = np.zeros((1, 0))  # C, and so T's next row
 
     @property
     def rounding(self) -> float:
-        """What rounding leaves of a vector that ought to be zero, in units of ‖A‖: no residual is known better.
-
-        An error of eps in each product, and up to 8 eps of the basis after many restarts (measured).
-        """
-        return self.operator.precision + 10 * torch.finfo(self.basis.dtype).eps
+        """What rounding leaves of a vector that ought to be zero, in units of ‖A‖."""
+        return rounding_of(self.operator)
 
     @property
     def full(self) -> bool:
-        """Whether the basis has no row left."""
+        """Whether the basis has no room for the next step."""
         return self.size == self.capacity
+
+    @property
+    def coupling(self) -> np.ndarray:
+        """C in  A Qᵀ = Qᵀ T + NᵀC,  N the next rows: zero where the space is invariant."""
+        return self._coupling
+
+    @property
+    def lost(self) -> bool:
+        """Whether the last step found less than a whole block of new directions."""
+        return self.broken
 
     def step(self) -> None:
         """Extend the space by one vector: one product."""
@@ -79,17 +87,12 @@ class Krylov:
         # Against ‖A‖, not ‖Aq‖: near the null space Aq itself is rounding, and no direction to go on in.
         self.norm = max(self.norm, scale)
         coefficients = self._project_out(product)
-        expected = np.zeros(j)
-        if self._coupling is not None:
-            expected[: len(self._coupling)] = self._coupling
-            self._coupling = None
-        elif j:
-            expected[-1] = self.beta
-        self._require_symmetric(coefficients[:j], expected)
+        self._require_symmetric(coefficients[:j], self._coupling[0])
         self.projected[j, j] = coefficients[j]
-        self.projected[j, :j] = self.projected[:j, j] = expected
+        self.projected[j, :j] = self.projected[:j, j] = self._coupling[0]
         self._project_out(product)  # "twice is enough" (Kahan; Giraud et al. 2005)
         before, self.beta = self.beta or scale, self.split.norm(product)
+        self._coupling = np.zeros((1, self.size))
         self.broken = self.beta <= self.rounding * self.norm or self.size == self.operator.size
         if self.broken:
             self.had_break, self.beta = True, 0.0
@@ -99,18 +102,15 @@ class Krylov:
         # is. (A fall, since inside a narrow cluster every β is small.)
         if self.beta <= min(math.sqrt(self.rounding) * scale, 0.1 * before):
             self.had_break, self.block_start = True, self.size
+        self._coupling[0, j] = self.beta
         self._next = product.div_(self.beta)
 
     def ritz(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Ritz values ascending, their residual norms |β s_m|, and the eigenvectors S of T as columns."""
+        """Ritz values ascending, their residual norms ‖Cs‖ (|β s_m|), and the eigenvectors S of T as columns."""
         # torch's threads are as many as the user set; NumPy's fight with them (300×300, busy machine: 11 ms, 1500 ms).
         pair = torch.linalg.eigh(torch.from_numpy(self.projected[: self.size, : self.size]))
-        values, vectors = pair.eigenvalues.numpy(), pair.eigenvectors.numpy()
-        if not self.size:
-            return values, values, vectors
-        # Right after a restart the residual vector couples to every kept pair, not to the last row alone.
-        residuals = self.beta * vectors[-1] if self._coupling is None else self._coupling @ vectors
-        return values, np.abs(residuals), vectors
+        residuals = torch.linalg.vector_norm(torch.from_numpy(self._coupling) @ pair.eigenvectors, dim=0)
+        return pair.eigenvalues.numpy(), residuals.numpy(), pair.eigenvectors.numpy()
 
     def ritz_vectors(self, columns: np.ndarray) -> Tensor:
         """Qᵀs for the given columns s of S: (n, k), unit length, whole on every process."""
@@ -152,11 +152,13 @@ class Krylov:
         self.basis[:kept] = self._combine(vectors[:, keep])
         self.projected[:] = 0.0
         self.projected[range(kept), range(kept)] = values[keep]
-        self._coupling = self.beta * vectors[-1, keep]
+        self._coupling = self._coupling @ vectors[:, keep]
         self.size = kept
 
     def new_block(self, generator: torch.Generator) -> bool:
         """After a breakdown: go on from a random vector in the orthogonal complement; False where there is none."""
+        if not self.broken:
+            return True
         if self.size >= self.operator.size or self.full:
             return False
         for _ in range(10):
@@ -164,7 +166,7 @@ class Krylov:
             start = self.deflate(start.unsqueeze(0)).squeeze(0)
             if self.split.norm(start) > math.sqrt(self.rounding):  # below it, what is left lies mostly in the old space
                 self._next, self.block_start = self._unit(start), self.size
-                self.broken, self.beta, self._coupling = False, 0.0, None
+                self.broken, self.beta, self._coupling = False, 0.0, np.zeros((1, self.size))
                 return True
         return False
 
@@ -175,12 +177,30 @@ class Krylov:
         return vector / length
 
 
-def new_basis(rows: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros (rows, length), or a MemoryError that says how many rows would fit."""
-    row, free = length * dtype.itemsize, free_bytes(device)
+def basis_bytes(operator: LinearOperator, max_basis: int) -> int:
+    """Memory that a basis of so many vectors will take on this process: to be asked before a solver starts."""
+    return max_basis * operator.split.local_size * basis_dtype(operator).itemsize
+
+
+def basis_dtype(operator: LinearOperator) -> torch.dtype:
+    """Half precision cannot hold an orthogonal basis; products stay in the operator's dtype."""
+    return torch.promote_types(operator.dtype, torch.float32)
+
+
+def rounding_of(operator: LinearOperator) -> float:
+    """What rounding leaves of a residual that ought to be zero, in units of ‖A‖: none is known better.
+
+    An error of eps in each product, and up to 8 eps of a basis after many restarts (measured).
+    """
+    return operator.precision + 10 * torch.finfo(basis_dtype(operator)).eps
+
+
+def new_basis(operator: LinearOperator, rows: int) -> Tensor:
+    """Zeros (rows, local n), or a MemoryError that says how many rows would fit."""
+    row, free = basis_bytes(operator, 1), free_bytes(operator.device)
     if rows * row > free:
         raise MemoryError(
-            f"max_basis: {rows} vectors of {length:,} numbers take {rows * row / 2**30:.1f} GiB, "
+            f"max_basis: {rows} vectors of {operator.split.local_size:,} numbers take {rows * row / 2**30:.1f} GiB, "
             f"{free / 2**30:.1f} GiB are free; {free // row} vectors would fit"
         )
-    return torch.zeros(rows, length, dtype=dtype, device=device)
+    return torch.zeros(rows, operator.split.local_size, dtype=basis_dtype(operator), device=operator.device)

@@ -10,9 +10,10 @@ from torch.nn.functional import pad
 
 from losslab.operators.base import LinearOperator
 from losslab.random import gaussian, make_generator
+from losslab.solvers.block_krylov import BlockKrylov
 from losslab.solvers.budget import Budget
 from losslab.solvers.estimate import Eigenpairs
-from losslab.solvers.krylov import Krylov
+from losslab.solvers.krylov import Krylov, basis_dtype
 from losslab.status import Progress, Status
 
 Which = Literal["largest_magnitude", "largest", "smallest", "both_ends"]
@@ -32,6 +33,7 @@ def eigenpairs(
     *,
     which: Which = "largest_magnitude",
     tol: float = 1e-3,
+    block_size: int = 1,
     max_basis: int | None = None,
     max_matvecs: int | None = None,
     time_budget: float | None = None,
@@ -46,36 +48,47 @@ def eigenpairs(
     |β s_mi| ≤ tol·|θ_i|. An invariant subspace met on the way is searched on from a new random vector, so that
     multiple eigenvalues of exactly structured matrices are found as often as they occur.
 
+    With `block_size` p the p products of a step share one pass over the data (`matmat`), which pays where a pass costs
+    more than a product: batches that are read or whose graphs are built each time. A cluster of up to p equal
+    eigenvalues is then found in any matrix; one vector meets the second copy only through rounding, and may stop
+    before. Fewer passes take more products: reach for it where passes are what costs, or clusters are expected.
+
     Args:
         operator: Symmetric n×n.
         k: How many, 1 ≤ k ≤ n; with "both_ends" k at each end (2k ≤ n).
         which: "largest_magnitude", "largest", "smallest" (algebraically), or "both_ends" (the largest, then the
             smallest).
         tol: Relative residual to stop at.
-        max_basis: Vectors kept at most (memory max_basis × n numbers); default max(2k + 20, 40).
+        block_size: p, vectors that are multiplied at once.
+        max_basis: Vectors kept at most, at least k + 2p; default 2k + max(20, 10p), or 40 if that is less. Memory
+            max_basis × n numbers: `losslab.solvers.krylov.basis_bytes(A, max_basis)` tells it before, and what does not
+            fit into the free memory is refused before the first product.
         max_matvecs: Products at most; default 20·max_basis.
         time_budget: Seconds at most.
         vectors: Whether to return the eigenvectors.
         seed: Of the start vector; or a generator.
-        start: A start vector of one's own, for example from a run nearby.
-        progress: Called after each product.
+        start: A start vector of one's own, for example from a run nearby; up to p columns (n, j) for a block. Random
+            vectors complete a block. Moved to the operator's device.
+        progress: Called after each product, or block of them.
 
     Returns:
         Eigenpairs, sorted as asked; `status` says whether all converged. Cost: `matvecs` products. A pair that the
         budget was too small to meet at all is NaN with an infinite error.
 
     Raises:
-        ValueError: k, tol, max_basis or which out of range; a start vector of another shape, zero, or not finite.
+        ValueError: k, tol, which, block_size, max_basis or max_matvecs out of range; a start vector of another shape,
+            zero, or not finite; an operator that is not symmetric.
+        TypeError: Something that is no LinearOperator, or a start that is no real tensor.
+        MemoryError: A basis larger than the free memory.
     """
-    wanted = _check(operator, k, which, tol, max_basis)
-    max_basis = min(max_basis or max(2 * wanted + 20, 40), operator.size)
+    wanted = _check(operator, k, which, tol, block_size, max_basis)
+    max_basis = min(max_basis or max(2 * wanted + max(20, 10 * block_size), 40), operator.size)
     max_matvecs = 20 * max_basis if max_matvecs is None else max_matvecs
+    if max_matvecs < block_size:
+        raise ValueError(f"max_matvecs: expected at least 1, and a block of {block_size}, got {max_matvecs}")
     generator = make_generator(seed)
-    if start is None:
-        start = gaussian((operator.size,), generator)
-    elif start.shape != (operator.size,):
-        raise ValueError(f"start: expected shape ({operator.size},), got {tuple(start.shape)}")
-    krylov = Krylov(operator, start, max_basis)
+    starts = _starts(operator, start, block_size, generator)
+    krylov = Krylov(operator, starts[0], max_basis) if block_size == 1 else BlockKrylov(operator, starts, max_basis)
     search = Search(krylov, k, which, tol)
     budget = Budget(max_matvecs, time_budget, progress, ranks=operator.split.ranks)
     status = run(search, search.found, budget, generator)
@@ -88,10 +101,13 @@ def run(search: "Search", finished: Callable[[], bool], budget: Budget, generato
     while (over := budget.stop()) is None:
         if krylov.full:
             search.compress()
-        if krylov.broken and not krylov.new_block(generator):
+        if not krylov.new_block(generator):
             return Status.breakdown
+        if budget.left < krylov.width:
+            return Status.budget_reached
+        before = krylov.matvecs
         krylov.step()
-        budget.spend(1, search.note())
+        budget.spend(krylov.matvecs - before, search.note())
         if not krylov.finite:
             return Status.nonfinite
         if finished():
@@ -130,8 +146,8 @@ class Search:
         """Thick restart: keep the wanted pairs, and as many of the next ones as leave the space half empty."""
         krylov = self.krylov
         values, _, vectors = krylov.ritz()
-        # Two rows at least must be left to grow into.
-        room = max(krylov.capacity // 2, min(self.k * len(self.keys) + 1, krylov.capacity - 2))
+        # Two steps at least must be left to grow by.
+        room = min(max(krylov.capacity // 2, self.k * len(self.keys) + 1), krylov.capacity - 2 * krylov.width)
         keep = self.selection(values, max(room // len(self.keys) - self.k, 0))
         krylov.restart(np.sort(keep), values, vectors)
 
@@ -142,7 +158,8 @@ class Search:
         chosen = self.selection(values)
         missing = self.k * len(self.keys) - len(chosen)
         # Each restart rounds the basis once more (float64, 7 restarts: 24 eps‖A‖).
-        rounding = krylov.rounding * krylov.norm * max(1.0, krylov.matvecs / krylov.capacity)
+        norm = max(krylov.norm, np.abs(values).max(initial=0.0))
+        rounding = krylov.rounding * norm * max(1.0, krylov.matvecs / krylov.capacity)
 
         def padded(array: np.ndarray, fill: float | bool) -> np.ndarray:
             return np.append(array[chosen], np.full(missing, fill, dtype=array.dtype))
@@ -173,7 +190,8 @@ class Search:
         """After a breakdown T is block-diagonal and the newest block searches the complement of the others.
 
         Its outermost value, once converged, bounds what the complement holds: if it is not better than the k-th wanted
-        one, no further copy of a multiple eigenvalue is missing.
+        one, no further copy of a multiple eigenvalue is missing. A block that has not broken down itself need not come
+        to that: it is a Lanczos run like one that never met a breakdown (after a start at an eigenvector, say).
         """
         values, residuals, vectors = self.krylov.ritz()
         newest = np.flatnonzero((vectors[self.krylov.block_start :] ** 2).sum(axis=0) > 0.5)
@@ -184,21 +202,42 @@ class Search:
         for key in self.keys:
             best = newest[np.argmax(key(values[newest]))]
             last_wanted = np.sort(key(values))[::-1][self.k - 1]
-            if not converged[best] or key(values[best]) > last_wanted + slack:
+            if not converged[best] or (self.krylov.lost and key(values[best]) > last_wanted + slack):
                 return False
         return True
 
 
-def _check(operator: LinearOperator, k: int, which: str, tol: float, max_basis: int | None) -> int:
+def _check(
+    operator: LinearOperator, k: int, which: str, tol: float, block_size: int, max_basis: int | None
+) -> int:
     """Refuse what cannot be computed; returns the number of pairs wanted in all."""
+    if not isinstance(operator, LinearOperator):
+        raise TypeError(f"operator: expected a LinearOperator, got {type(operator).__name__}; try DenseOperator(A)")
     if which not in get_args(Which):
         raise ValueError(f"which: expected one of {', '.join(get_args(Which))}; got {which!r}")
-    wanted = 2 * k if which == "both_ends" else k
-    if not isinstance(k, int) or k < 1 or wanted > operator.size:
-        limit = operator.size // 2 if which == "both_ends" else operator.size
-        raise ValueError(f"k: expected 1 <= k <= {limit} for an operator of size {operator.size}, got {k!r}")
-    if not tol > 0:
+    size, ends = operator.size, len(_KEYS[which])
+    if type(k) is not int or not 1 <= k <= size // ends:
+        raise ValueError(f"k: expected 1 <= k <= {size // ends} for an operator of size {size}, got {k!r}")
+    if not isinstance(tol, int | float) or not tol > 0:
         raise ValueError(f"tol: expected a number > 0, got {tol!r}")
-    if max_basis is not None and max_basis < min(wanted + 2, operator.size):
-        raise ValueError(f"max_basis: expected at least k + 2 = {wanted + 2} vectors, got {max_basis}")
-    return wanted
+    if type(block_size) is not int or not 1 <= block_size <= size:
+        raise ValueError(f"block_size: expected 1 <= block_size <= {size}, got {block_size!r}")
+    least = ends * k + 2 * block_size
+    if max_basis is not None and max_basis < min(least, size):
+        pairs = "k" if ends == 1 else f"{ends}k"
+        raise ValueError(f"max_basis: expected at least {pairs} + {2 * block_size} = {least} vectors, got {max_basis}")
+    return ends * k
+
+
+def _starts(operator: LinearOperator, start: Tensor | None, block_size: int, generator: torch.Generator) -> Tensor:
+    """(block_size, n): the columns given, completed by random vectors."""
+    if start is None:
+        return gaussian((block_size, operator.size), generator)
+    if not isinstance(start, Tensor) or start.is_complex():
+        got = start.dtype if isinstance(start, Tensor) else type(start).__name__
+        raise TypeError(f"start: expected a real tensor of shape ({operator.size},), got {got}")
+    shapes = [(operator.size,), *((operator.size, j) for j in range(1, block_size + 1) if block_size > 1)]
+    if tuple(start.shape) not in shapes:
+        raise ValueError(f"start: expected shape {' or '.join(map(str, shapes))}, got {tuple(start.shape)}")
+    given = start.to(operator.device, basis_dtype(operator)).reshape(operator.size, -1).mT
+    return torch.cat([given, gaussian((block_size - len(given), operator.size), generator).to(given)])

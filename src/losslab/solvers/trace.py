@@ -1,26 +1,33 @@
-"""The trace by Krylov-deflated Hutchinson sampling."""
+"""The trace, by any of four methods: one front, each method in a file of its own."""
 
-import dataclasses
-import math
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from losslab.operators.base import LinearOperator
-from losslab.random import make_generator, rademacher
 from losslab.solvers.budget import Budget
-from losslab.solvers.density import extend
+from losslab.solvers.deflated import krylov_trace
 from losslab.solvers.estimate import Estimate
-from losslab.solvers.krylov import Krylov
-from losslab.status import Progress, Status
+from losslab.solvers.estimator import Estimator, check, run
+from losslab.solvers.hutch_pp import HutchPP
+from losslab.solvers.hutchinson import Hutchinson
+from losslab.solvers.xtrace import XTrace
+from losslab.status import Progress
 
-_BLOCK = 8  # vectors that share a pass over the data where graphs are not kept
-_MIN_SAMPLES = 8  # fewer give no usable standard error
+Method = Literal["krylov", "hutchinson", "hutch++", "xtrace"]
+
+_ESTIMATORS: dict[str, type[Estimator[Estimate]]] = {
+    "hutchinson": Hutchinson,
+    "hutch++": HutchPP,
+    "xtrace": XTrace,
+}
 
 
 def trace(
     operator: LinearOperator,
     *,
+    method: Method = "krylov",
     tol: float = 0.01,
     max_matvecs: int = 96,
     time_budget: float | None = None,
@@ -28,83 +35,46 @@ def trace(
     vectors: Tensor | None = None,
     progress: Progress | None = None,
 ) -> Estimate:
-    """What is the sum of the eigenvalues?  tr A = tr(QAQᵀ) + E[z⊥ᵀAz⊥],  z⊥ = (I − QᵀQ)z.
+    """What is the sum of the eigenvalues?  tr A, sampled: all methods but the first are without bias.
 
-    The first half of the budget builds a Krylov basis Q, on whose span the trace is known exactly (it holds the large
-    eigenvalues, which make Hutchinson's estimator noisy); Rademacher vectors z sample the rest.
+    | method | for m products | memory, in vectors |
+    | --- | --- | --- |
+    | krylov | a Krylov space of m/2 vectors, on which the trace is exact, and m/2 signs outside it | m/2 + 8 |
+    | hutchinson | zᵀAz for m vectors of signs z (Hutchinson 1990) | 8 |
+    | hutch++ | a basis of A's image of m/3 vectors, and m/3 signs outside it (Meyer et al. 2021) | m |
+    | xtrace | each of m/2 vectors outside the image of the others (Epperly, Tropp & Webber 2024) | m |
+
+    Where few eigenvalues hold most of ‖A‖_F, as at trained networks, hutchinson is by far the worst, and krylov the
+    best: it pays one product for a basis vector where hutch++ and xtrace pay two. Where all eigenvalues are of one size
+    there is nothing to deflate, and hutchinson is the best. krylov spends half of its budget before its first sample;
+    the others stop as soon as `tol` allows, growing by blocks of eight samples with all products reused.
 
     Args:
         operator: Symmetric n×n.
+        method: One of the above.
         tol: Stop once the standard error is below tol·|trace|.
-        max_matvecs: Products at most.
-        time_budget: Seconds at most.
+        max_matvecs: Products at most, 16 or more.
+        time_budget: Seconds at most; looked at after each product of krylov's first half, else after each block of 8
+            samples (8, 24 or 16 products with hutchinson, hutch++ and xtrace).
         seed: Of the vectors; or a generator.
-        vectors: (s, n) samples of one's own; then nothing is deflated and all are used: plain Hutchinson.
+        vectors: (s, n) test vectors of one's own, all of which are used, and nothing else: signs, for hutch++ an even
+            number, the first half for the basis; for xtrace vectors without a preferred direction. Not for krylov.
         progress: Called after each block of products.
 
     Returns:
-        Estimate with its standard error; `budget_reached` if that is above tol·|trace|.
+        Estimate with its standard error, `breakdown` and exact where the basis is the whole space, `budget_reached` if
+        the error is above tol·|trace|. NaN if the time was over before krylov took a sample.
 
     Raises:
-        ValueError: tol not above 0, max_matvecs below 16, vectors of another shape.
+        ValueError: method or tol out of range, max_matvecs below 16, vectors of another shape.
+        MemoryError: A basis larger than the free memory.
     """
-    if not tol > 0:
-        raise ValueError(f"tol: expected a number > 0, got {tol!r}")
+    if method not in get_args(Method):
+        raise ValueError(f"method: expected one of {', '.join(get_args(Method))}; got {method!r}")
+    if method != "krylov":
+        return run(_ESTIMATORS[method], operator, tol, max_matvecs, time_budget, seed, vectors, progress)
+    check(tol, max_matvecs)
     if vectors is not None:
-        if vectors.ndim != 2 or vectors.shape[1] != operator.size or not len(vectors):
-            raise ValueError(f"vectors: expected shape (s, {operator.size}), got {tuple(vectors.shape)}")
-        samples = deflated_samples(operator, vectors, None)
-        return estimate(0.0, samples, len(vectors), tol, None)
-    if max_matvecs < 2 * _MIN_SAMPLES:
-        raise ValueError(f"max_matvecs: expected at least {2 * _MIN_SAMPLES}, got {max_matvecs}")
-    generator = make_generator(seed)
+        raise ValueError("vectors: expected None with method='krylov', got a tensor; use method='hutchinson'")
     budget = Budget(max_matvecs, time_budget, progress, ranks=operator.split.ranks)
-    krylov = Krylov(operator, rademacher((operator.size,), generator), max_matvecs // 2)
-    status = extend(krylov, krylov.capacity, budget, "trace")
-    # An invariant subspace is not the end: the rest of the basis makes small and degenerate matrices exact.
-    while krylov.broken and krylov.new_block(generator):
-        status = extend(krylov, krylov.capacity, budget, "trace")
-    if not status.ok:
-        return Estimate(math.nan, math.inf, 0, krylov.matvecs, status)
-    return complete(krylov, tol, generator, budget, seed if isinstance(seed, int) else None)
-
-
-def complete(
-    krylov: Krylov, tol: float, generator: torch.Generator, budget: Budget, seed: int | None = None
-) -> Estimate:
-    """The trace from a Krylov space that is there already: its own trace plus samples of the complement."""
-    operator, known = krylov.operator, float(krylov.projected.diagonal()[: krylov.size].sum())
-    if krylov.size == operator.size:
-        return Estimate(known, 0.0, 0, krylov.matvecs, Status.breakdown, seed)
-    samples = torch.empty(0, dtype=torch.float64)
-    while (over := budget.stop()) is None:
-        block = rademacher((min(_BLOCK, budget.left), operator.size), generator)
-        samples = torch.cat([samples, deflated_samples(operator, block, krylov)])
-        result = estimate(known, samples, krylov.matvecs + len(samples), tol, seed)
-        budget.spend(len(block), f"trace {result.value:.4g} ± {result.standard_error:.1g}")
-        if len(samples) >= _MIN_SAMPLES and result.status is not Status.budget_reached:
-            return result
-    if not len(samples):
-        return Estimate(math.nan, math.inf, 0, krylov.matvecs, over, seed)
-    return dataclasses.replace(result, status=over)
-
-
-def deflated_samples(operator: LinearOperator, vectors: Tensor, krylov: Krylov | None) -> Tensor:
-    """z⊥ᵀAz⊥ for each row z: float64 of shape (s,). Cost: s products."""
-    rows = vectors.to(device=operator.device, dtype=torch.promote_types(operator.dtype, torch.float32))
-    rows = operator.split.part(rows)
-    if krylov is not None:
-        rows = krylov.deflate(rows)
-    products = operator.matmat_part(rows.mT).mT
-    return operator.split.sum((rows.double() * products.double()).sum(dim=1)).cpu()
-
-
-def estimate(known: float, samples: Tensor, matvecs: int, tol: float, seed: int | None) -> Estimate:
-    """Mean and standard error of the samples on top of what is known exactly."""
-    value = known + float(samples.mean())
-    error = float(samples.std()) / math.sqrt(len(samples)) if len(samples) > 1 else math.inf
-    if not math.isfinite(value):
-        status = Status.nonfinite
-    else:
-        status = Status.converged if error <= tol * abs(value) else Status.budget_reached
-    return Estimate(value, error, len(samples), matvecs, status, seed)
+    return krylov_trace(operator, tol, budget, seed)

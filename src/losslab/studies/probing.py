@@ -11,15 +11,21 @@ from torch import nn
 from losslab.operators.risk import EmpiricalRisk
 from losslab.probes import PROBES
 from losslab.probes.base import Probe, ProbeResult
+from losslab.probes.plan import Plan, plan
+from losslab.ranks import ALONE, Ranks
 from losslab.status import Progress
 from losslab.studies.config import suggestion
 from losslab.studies.record import RunFolder
 from losslab.studies.train import LoadedRun, probe_batches
 
 
-def risk_of(run: LoadedRun) -> EmpiricalRisk:
-    """The run's loss as a function of its parameters, on the examples that its configuration sets aside for probes."""
-    return EmpiricalRisk(run.model, nn.CrossEntropyLoss(), list(probe_batches(run)))
+def risk_of(run: LoadedRun, *, ranks: Ranks = ALONE, **options: Any) -> EmpiricalRisk:
+    """The run's loss as a function of its parameters, on the examples that its configuration sets aside for probes.
+
+    Of several processes each takes every so-manieth batch. `options` are EmpiricalRisk's.
+    """
+    batches = list(probe_batches(run))[ranks.rank :: ranks.count]
+    return EmpiricalRisk(run.model, nn.CrossEntropyLoss(), batches, ranks=ranks, **options)
 
 
 def find_probe(name: str) -> Probe:
@@ -63,13 +69,27 @@ def measure(
         raise ValueError(f"probe {probe.name!r} looks at {number}")
     arguments = keyword_arguments(probe, settings or {})
     folder, label = _place(run, other)
-    if "resume" in inspect.signature(probe.measure).parameters:
-        arguments.setdefault("resume", folder.path / "probes" / probe.name / f"{label}.partial.npz")
     risk = risk if risk is not None else risk_of(run)
+    # Several processes would write the same file.
+    if risk.ranks.count == 1 and "resume" in inspect.signature(probe.measure).parameters:
+        arguments.setdefault("resume", folder.path / "probes" / probe.name / f"{label}.partial.npz")
     solutions = (run.model, other.model) if other is not None else ()
     result = probe.measure(risk, *solutions, progress=progress, **arguments)
-    folder.write_probe(probe.name, label, *result.to_record())
+    if risk.ranks.rank == 0:
+        folder.write_probe(probe.name, label, *result.to_record())
     return result
+
+
+def plan_of(probe: Probe, risk: EmpiricalRisk, settings: Mapping[str, Any]) -> Plan:
+    """What a probe would cost with these settings.
+
+    Raises:
+        ValueError: Another probe than the spectrum, or an unknown setting.
+    """
+    if probe.name != "spectrum":
+        raise ValueError(f"--dry-run: expected the probe 'spectrum', got {probe.name!r}; its docstring states its cost")
+    arguments = keyword_arguments(probe, settings)
+    return plan(risk, arguments.get("k", 5), options=arguments.get("options"))
 
 
 def keyword_arguments(probe: Probe, settings: Mapping[str, Any]) -> dict[str, Any]:
