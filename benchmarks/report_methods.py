@@ -26,7 +26,7 @@ from problem import Problem
 from reference import K
 from scipy.sparse.linalg import eigsh
 
-from losslab import EmpiricalRisk, spectrum
+from losslab import EmpiricalRisk, SpectrumOptions, spectrum
 
 NODES = 100
 ANSWERS = ("top", "smallest", "density", "trace")
@@ -45,8 +45,10 @@ class Method:
     product: Product
 
 
-def losslab_spectrum(risk: EmpiricalRisk, known: Known, seed: int, _: Answers) -> Answers:
-    found = spectrum(risk, k=K, seed=seed)
+def losslab_spectrum(
+    risk: EmpiricalRisk, _: Known, seed: int, __: Answers, *, options: SpectrumOptions | None = None
+) -> Answers:
+    found = spectrum(risk, k=K, options=options, seed=seed)
     answers = {"top": found.top, "smallest": found.smallest, "trace": found.trace.value}
     return answers | {"density": (found.density.nodes, found.density.weights), "status": found.status}
 
@@ -125,10 +127,13 @@ def eigenthings_calls(told: bool) -> dict[str, Call]:
 
 
 OUR_CALLS: dict[str, Call] = {"all at once": losslab_spectrum}
+PATIENT = SpectrumOptions(trace_samples=1000)  # so many that the tolerance ends it, not the budget
+PATIENT_CALLS: dict[str, Call] = {"all at once": functools.partial(losslab_spectrum, options=PATIENT)}
 CURVLINOPS_CALLS = {"ends": curvlinops_ends, "density": curvlinops_density, "trace": curvlinops_trace}
 PYHESSIAN_CALLS = {"top": pyhessian_top, "density": pyhessian_density, "trace": pyhessian_trace}
 METHODS = {
     "losslab": Method("losslab", Problem.risk, OUR_CALLS, OURS),
+    "losslab-patient": Method("losslab, until the trace is known to 1 %", Problem.risk, PATIENT_CALLS, OURS),
     "losslab-streamed": Method(
         "losslab, streamed", functools.partial(Problem.risk, graph_memory=0), OUR_CALLS, OURS
     ),

@@ -144,7 +144,7 @@ def test_overhead(printed):
 def test_overhead_knows_the_functions_that_it_names(load):
     source = "".join(path.read_text() for path in (FOLDER.parent / "src" / "losslab").rglob("*.py"))
     overhead = load("overhead")
-    for functions in [[overhead.PRODUCTS], *overhead.PARTS.values()]:
+    for functions in [overhead.PRODUCTS, *overhead.PARTS.values()]:
         for _, name in functions:
             assert f"def {name}(" in source, name
 

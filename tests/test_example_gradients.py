@@ -168,6 +168,14 @@ def test_no_more_rows_than_allowed_and_a_chunk(monkeypatch, rows_allowed, held):
     assert torch.equal(first, third)
 
 
+def test_chunks_count_all_rows_of_an_example(monkeypatch):
+    chunks_of(monkeypatch, 6, 43)
+    risk = EmpiricalRisk(mlp().double(), None, [X], check=False)
+    for width, sizes in ((1, [6, 4]), (3, [2] * 5), (7, [1] * 10)):
+        jacobian = ExampleJacobian(risk, {}, Examples(X, 10), risk.output, width)
+        assert [span.stop - span.start for span in jacobian.spans()] == sizes
+
+
 def test_held_from_the_second_product_on():
     model, calls = mlp().double(), []
     held, made = covariance(model), covariance(model, graph_memory=0)

@@ -137,6 +137,28 @@ def test_rows_where_they_are_cheaper(monkeypatch):
     assert made == ["products", "rows", "products"]
 
 
+class Trimmed(nn.Module):
+    """Cuts a batch down to its longest sequence, as collating functions do."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = seeded(lambda: nn.Linear(4, 3))
+
+    def forward(self, x):
+        return self.layer(x[:, : int((x != 0).any(2).sum(1).max())])
+
+
+def test_outputs_whose_number_depends_on_the_batch():
+    """An example alone has fewer of them: its rows are not those of its batch."""
+    x = normal(3, 4, 4)
+    x[0, 2:], x[2, 1:] = 0, 0
+    theta = NeuralTangentKernel(EmpiricalRisk(Trimmed().double(), None, [x], check=False))
+    assert theta.size == 36
+    assert not theta._separable()
+    words = x.flatten(0, 1)
+    assert_close(theta.to_dense(), torch.kron(words @ words.mT + 1, torch.eye(3, dtype=torch.float64)))
+
+
 def test_batchnorm_in_train_mode():
     """The outputs of a batch depend on all its examples: J is theirs together."""
     model = seeded(conv_batchnorm).double()

@@ -21,9 +21,10 @@ from losslab.operators.risk_operator import RiskOperator
 
 Method = Literal["auto", "explicit", "implicit"]
 
-# Operations a parameter in one example's backward pass. A weight matrix takes 4 (2 in the first layer) for each place
-# where an example uses it. From the first number on, explicit products are faster while the gradients are held, from
-# the second on also where they are made anew each time (benchmarks/results/example_gradients.md).
+# Operations a parameter in one example's backward pass: a weight matrix takes 4 (2 in the first layer) for each place
+# where an example uses it. From the first number on, explicit products win while the gradients are held; from the
+# second on, making them anew costs about what one implicit product does, for one vector as for eight
+# (benchmarks/results/example_gradients.md).
 _WORTH_HOLDING, _WORTH_REMAKING = 20, 100
 
 
@@ -50,9 +51,9 @@ class GradientCovariance(RiskOperator):
     Attributes:
         method: "explicit" or "implicit", what was taken.
 
-    Cost of a product of a convolutional net, in gradients g (CPU; benchmarks/results/example_gradients.md): implicit
-    1.6, rebuilt 2.5; explicit 1.2 for the first two and then 0.04, or 1.2 for any block of vectors where it is not
-    held. Of plain linear layers: implicit 1.1, explicit 5 and more.
+    Cost of a product, in gradients g, for a convolutional net on a CPU (benchmarks/results/example_gradients.md):
+    implicit 1.4, with graphs rebuilt 2.2; explicit 1.3 for the first and the second and then 0.04, or 1.3 for any block
+    of vectors where the rows are not held. For a net of plain linear layers: implicit 1.2; explicit, held, 6.5.
 
     Raises:
         ValueError: The loss of a batch is not the mean (or sum) of its examples' losses, as with BatchNorm in train

@@ -69,12 +69,12 @@ class BlockKrylov(Krylov):
         self._coupling = np.zeros((len(self._next), self.size))
         self._coupling[:, first:] = mixing.T
         self.broken, self._lost = not len(self._next), len(self._next) < len(block)
-        before = self.beta or scale
-        self.beta = 0.0 if self._lost else float(np.abs(mixing).max(axis=0).min())
-        if self._lost:
-            self.had_break = True
-        elif self.beta <= min(math.sqrt(self.rounding) * scale, 0.1 * before):  # as in `Krylov.step`
-            self.had_break, self.block_start = True, self.size
+        # The shortest remainder that was taken: after a sharp fall its direction may be rounding (see `Krylov.step`).
+        before, self.beta = self.beta or scale, float(np.abs(mixing).max(axis=0).min(initial=scale))
+        fell = self.beta <= min(math.sqrt(self.rounding) * scale, 0.1 * before)
+        self.had_break |= self._lost or fell
+        if fell:
+            self.block_start = self.size
 
     def new_block(self, generator: torch.Generator) -> bool:
         """After a breakdown: go on from random vectors in the orthogonal complement; False where there is none."""

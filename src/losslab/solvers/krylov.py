@@ -105,11 +105,14 @@ class Krylov:
         self._coupling[0, j] = self.beta
         self._next = product.div_(self.beta)
 
-    def ritz(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Ritz values ascending, their residual norms ‖Cs‖ (|β s_m|), and the eigenvectors S of T as columns."""
+    def ritz(self, first: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ritz values ascending, their residual norms ‖Cs‖ (|β s_m|), and the eigenvectors S of T as columns.
+
+        With `first` those of the rows from there on, as if no row before coupled to them.
+        """
         # torch's threads are as many as the user set; NumPy's fight with them (300×300, busy machine: 11 ms, 1500 ms).
-        pair = torch.linalg.eigh(torch.from_numpy(self.projected[: self.size, : self.size]))
-        residuals = torch.linalg.vector_norm(torch.from_numpy(self._coupling) @ pair.eigenvectors, dim=0)
+        pair = torch.linalg.eigh(torch.from_numpy(self.projected[first : self.size, first : self.size]))
+        residuals = torch.linalg.vector_norm(torch.from_numpy(self._coupling[:, first:]) @ pair.eigenvectors, dim=0)
         return pair.eigenvalues.numpy(), residuals.numpy(), pair.eigenvectors.numpy()
 
     def ritz_vectors(self, columns: np.ndarray) -> Tensor:

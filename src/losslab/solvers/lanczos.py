@@ -181,28 +181,37 @@ class Search:
         values, residuals, _ = self.krylov.ritz()
         return " ".join(f"{values[i]:.4g}±{residuals[i]:.0e}" for i in self.selection(values)[:5])
 
-    def _converged(self, values: np.ndarray, residuals: np.ndarray) -> np.ndarray:
+    def _converged(self, values: np.ndarray, residuals: np.ndarray, largest: float | None = None) -> np.ndarray:
         # Below the rounding of ‖A‖ a residual cannot fall: an eigenvalue of zero has converged there.
-        floor = max(1e2 * torch.finfo(self.krylov.basis.dtype).eps, self.floor) * np.abs(values).max(initial=0.0)
+        largest = np.abs(values).max(initial=0.0) if largest is None else largest
+        floor = max(1e2 * torch.finfo(self.krylov.basis.dtype).eps, self.floor) * largest
         return residuals <= np.maximum(self.tol * np.abs(values), floor)
 
     def _block_adds_nothing(self) -> bool:
         """After a breakdown T is block-diagonal and the newest block searches the complement of the others.
 
         Its outermost value, once converged, bounds what the complement holds: if it is not better than the k-th wanted
-        one, no further copy of a multiple eigenvalue is missing. A block that has not broken down itself need not come
-        to that: it is a Lanczos run like one that never met a breakdown (after a start at an eigenvector, say).
+        one, no further copy of a multiple eigenvalue is missing. A block that goes on, and found nothing twice, need
+        not come to that: it is a Lanczos run like one that never met a breakdown (say, from an eigenvector).
         """
-        values, residuals, vectors = self.krylov.ritz()
-        newest = np.flatnonzero((vectors[self.krylov.block_start :] ** 2).sum(axis=0) > 0.5)
-        if not len(newest):
+        krylov = self.krylov
+        values, _, _ = krylov.ritz()
+        # Its own: the eigenvectors of the whole T mix copies of an eigenvalue that several blocks have found.
+        newest, residuals, _ = krylov.ritz(krylov.block_start)
+        if not len(newest) or (krylov.lost and not krylov.broken):  # a block lost some directions: the others go on
             return False
-        slack = 1e-6 * np.abs(values).max(initial=0.0)
-        converged = self._converged(values, residuals)
+        largest = np.abs(values).max()
+        slack = 1e-6 * largest
+        converged = self._converged(newest, residuals, largest)
+
+        def near(among: np.ndarray) -> np.ndarray:
+            return (np.abs(among[:, None] - newest) <= slack + residuals).sum(axis=0)
+
+        copies = near(values) > near(newest)  # of what other blocks have found, as far as is known
         for key in self.keys:
-            best = newest[np.argmax(key(values[newest]))]
             last_wanted = np.sort(key(values))[::-1][self.k - 1]
-            if not converged[best] or (self.krylov.lost and key(values[best]) > last_wanted + slack):
+            better = key(newest) > last_wanted + slack
+            if not converged[np.argmax(key(newest))] or (better & (copies | krylov.broken)).any():
                 return False
         return True
 
