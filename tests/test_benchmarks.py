@@ -194,10 +194,6 @@ def test_product_ways_agree(load, ways):
     assert all(float(difference) < 1e-4 for *_, difference in rows[1:])
 
 
-def test_scaling_model(printed):
-    assert len(printed("scaling_model").splitlines()) > 8
-
-
 # -- what they count and compute --------------------------------------------------------------------------
 
 
@@ -295,3 +291,14 @@ def test_results_name_their_machine():
 
 def test_points_survive_json(load):
     assert json.loads(json.dumps(load("scaling").series(True)))
+
+
+def test_example_gradients(printed):
+    out = printed("example_gradients", "--examples=8", "--kernel-examples=4", "--rounds=1", "--only=LeNet")
+    assert "| LeNet-5 |" in out
+
+
+def test_scaling_model(printed):
+    out = printed("scaling_model")
+    assert re.search(r"\| 70 B \| 1024 \| 280\.00 .*no: vectors", out)
+    assert re.search(r"\| 70 B, FSDP \| 1024 .*yes", out)

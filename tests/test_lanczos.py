@@ -82,6 +82,13 @@ def test_multiplicities_in_low_rank(nonzero, dtype):
                     np.testing.assert_allclose(got.values, expected, atol=1e-4)
 
 
+def test_copies_in_a_third_block():
+    """The third block has the third 5 to tol before it breaks down: a copy, so that a fourth may be left."""
+    for seed in range(60, 80):
+        result = eigenpairs(rotated([2.0] * 5 + [5.0] * 4 + [0.0] * 3, seed=seed), 4, seed=seed)
+        np.testing.assert_allclose(result.values, [5.0] * 4, atol=1e-4)
+
+
 def test_decaying_spectrum():
     values = 1.0 / np.arange(1, 81)
     result = eigenpairs(rotated(values), 80, which="largest")

@@ -144,7 +144,7 @@ class Split:
 def _norm(vector: Tensor) -> float:
     """Short blocks in the vector's own type, which rounds them to 1e-8, and their norms in float64.
 
-    n = 10⁷ in float32: 6 ms where a sum in float64 throughout takes 97.
+    Many times faster than a sum in float64 throughout.
     """
     whole = len(vector) - len(vector) % _BLOCK
     blocks = torch.linalg.vector_norm(vector[:whole].reshape(-1, _BLOCK), dim=1)

@@ -21,8 +21,8 @@ class Deflated(Estimator[Estimate]):
     """tr A = tr(QAQᵀ) + E[z⊥ᵀAz⊥] for random signs z, z⊥ = (I − QᵀQ)z, Q the basis of a Krylov space.
 
     On the span of Q the trace is known exactly; it holds the large eigenvalues, which make Hutchinson's estimator
-    noisy. After the first block each term of a sum A (each batch of a risk) gets vectors of its own (`forms`): 0.8 of
-    the error on a CNN's Hessian over four batches. Memory: Q and a block of vectors.
+    noisy. After the first block each term of a sum A (each batch of a risk) gets vectors of its own (`forms`): less
+    scatter at the same cost. Memory: Q and a block of vectors.
     """
 
     def __init__(self, krylov: Krylov, tol: float, budget: Budget, generator: torch.Generator, seed: int | None = None):
