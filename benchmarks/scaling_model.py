@@ -18,7 +18,7 @@ GPU_FLOPS = 0.4 * 989e12  # H100 SXM, bfloat16 without sparsity (data sheet), 40
 GPU_BYTES = 80e9
 GPU_BANDWIDTH = 0.8 * 3.35e12  # bytes a second to its memory (data sheet), 80 % of it reached
 LINK = 0.8 * 50e9  # bytes a second for each GPU between machines (400 Gb/s), 80 % of it reached
-DRAWS = 5e7  # random signs or normals a second on one host core (measured, torch 2.13)
+DRAWS = 1.2e8  # random signs or normals a second on one host core (measured: AMD EPYC, torch 2.13)
 NODES, SAMPLES = 100, 48  # products of a spectrum: `SpectrumOptions`
 
 
