@@ -61,7 +61,7 @@ def measure(method: Method, problem: Problem, seed: int) -> dict[str, Any]:
             failures[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             continue
         seconds += time.perf_counter() - began
-        products[name] = count[0] - before
+        products[name] = answers.pop("matvecs", count[0] - before)
     peak = peak_bytes()
     g = statistics.median(units + [seconds_of(gradient, problem) for _ in range(3)])
     cost = seconds / (making + sum(products.values())) / g

@@ -1,7 +1,8 @@
 """How each package is asked for the whole report: both ends of the spectrum, its density, and the trace.
 
 A call: (operator, what it is told, seed, answers so far) -> {"top" | "smallest" | "density" | "trace": …}.
-losslab also says how well it knows them, in "status".
+losslab also says how well it knows them, in "status", and its products, in "matvecs": those of the trace's last samples
+are made batch by batch, where no counted call sees them.
 """
 
 import functools
@@ -49,7 +50,7 @@ def losslab_spectrum(
     risk: EmpiricalRisk, _: Known, seed: int, __: Answers, *, options: SpectrumOptions | None = None
 ) -> Answers:
     found = spectrum(risk, k=K, options=options, seed=seed)
-    answers = {"top": found.top, "smallest": found.smallest, "trace": found.trace.value}
+    answers = {"top": found.top, "smallest": found.smallest, "trace": found.trace.value, "matvecs": found.matvecs}
     return answers | {"density": (found.density.nodes, found.density.weights), "status": found.status}
 
 

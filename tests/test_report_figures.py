@@ -6,7 +6,8 @@ import pytest
 
 import report_folders as folders
 from losslab.records import to_record
-from losslab.report import figures, matplotlib_backend, plotly_backend
+from losslab.report import charts as figures
+from losslab.report import matplotlib_backend, plotly_backend
 from losslab.report.chart import PALETTE, Contour, Landscape, Line, Points, Surface, log_ticks, tick_label
 from losslab.report.contents import read
 from losslab.studies.record import RunFolder
@@ -79,7 +80,7 @@ def test_densities_of_very_different_width_get_panels_of_their_own(tmp_path):
     for name, seed in (("narrow", 0), ("wide", 9)):
         folder = folders.start_run(tmp_path / name)
         folder.write_probe("spectrum", "1", *folders.spectrum(seed))
-    chart = figures.density(read(tmp_path).runs, dict.fromkeys(("narrow", "wide"), "#000000"))
+    (chart,) = figures.density(read(tmp_path), dict.fromkeys(("narrow", "wide"), "#000000"))
     assert [panel.series[0].name for panel in chart.panels] == ["narrow", "wide"]
 
 

@@ -188,7 +188,7 @@ def _summary(folder: Path) -> None:
         if any(cell.text != table.ABSENT for cell in cells):
             grid.add_row(column.title, *map(_cell, cells))
     for pair in found.pairs:
-        grid.add_row(escape(f"barrier {pair.name}"), table.number(pair.record.get("barrier")))
+        grid.add_row(escape(f"barrier {pair.name}"), table.number(pair.get("interpolation.barrier")))
     console.print(grid)
 
 

@@ -30,7 +30,11 @@ class ProbeResult:
 
 
 class Measure(Protocol):
-    """A probe's function. Probes of two solutions take both after the risk."""
+    """A probe's function. Probes of two solutions take both after the risk.
+
+    Of a run folder the arguments `validation` and `test`, where a probe has them, are the risks on the run's other
+    splits, and `resume` is a file for what is done so far.
+    """
 
     def __call__(
         self, risk: EmpiricalRisk, /, *solutions: Any, progress: Progress | None = None, **options: Any

@@ -29,22 +29,29 @@ class Run:
 
     def array(self, dotted: str) -> np.ndarray:
         """A probe's array of floats, empty where the folder lacks it."""
-        value = self.get(dotted)
-        return np.asarray(() if value is None else value, dtype=float)
+        return _floats(self.get(dotted))
 
 
 @dataclass(frozen=True)
 class Pair:
-    """What was measured between two runs: the interpolation's record."""
+    """What was measured between two runs: the record of each probe of two solutions."""
 
     first: str
     second: str
-    record: dict[str, Any]
+    probes: dict[str, dict[str, Any]]
 
     @property
     def name(self) -> str:
         """Both runs' names, as a legend writes them."""
         return f"{self.first} → {self.second}"
+
+    def get(self, dotted: str) -> Any:
+        """A probe's value by its dotted name ("interpolation.barrier"), None where the folder lacks it."""
+        return get(self.probes, dotted)
+
+    def array(self, dotted: str) -> np.ndarray:
+        """A probe's array of floats, empty where the folder lacks it."""
+        return _floats(self.get(dotted))
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,10 @@ def get(tree: Any, dotted: str) -> Any:
     for key in dotted.split("."):
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree
+
+
+def _floats(value: Any) -> np.ndarray:
+    return np.asarray(() if value is None else value, dtype=float)
 
 
 def read(folder: str | Path) -> Contents:
@@ -94,8 +105,11 @@ def _run(name: str, folder: RunFolder) -> Run:
 
 
 def _pairs(study: RunFolder, names: Iterable[str]) -> list[Pair]:
-    labels = study.probes().get("interpolation", [])
-    return [Pair(*_split(label, set(names)), study.read_probe("interpolation", label)) for label in labels]
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for probe, labels in study.probes().items():
+        for label in labels:
+            found.setdefault(label, {})[probe] = study.read_probe(probe, label)
+    return [Pair(*_split(label, set(names)), found[label]) for label in sorted(found)]
 
 
 def _split(label: str, names: set[str]) -> tuple[str, str]:

@@ -11,8 +11,9 @@ import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from losslab.report import figures, matplotlib_backend, plotly_backend
+from losslab.report import matplotlib_backend, plotly_backend
 from losslab.report.chart import Chart
+from losslab.report.charts import charts as charts_of
 from losslab.report.contents import PROBES, Contents, Pair, Run, read
 from losslab.report.table import ABSENT, COLUMNS, Cell, number, percent
 from losslab.status import Status
@@ -46,7 +47,7 @@ def build(folder: str | Path) -> Path:
         FileNotFoundError: If the folder holds no run.
     """
     contents = read(folder)
-    charts = figures.charts(contents)
+    charts = charts_of(contents)
     images = Path(folder) / "figures"
     images.mkdir(exist_ok=True)
     for chart in charts:
@@ -77,7 +78,7 @@ def render(contents: Contents, charts: list[Chart], images: Path) -> str:
         rows=rows,
         remarks=remarks(rows),
         absent=absent(contents),
-        barriers=[(pair, barrier_cells(pair)) for pair in contents.pairs],
+        barriers=[(pair, barrier_cells(pair)) for pair in interpolated(contents)],
         drawings=_drawings(charts, images),
         environment=environment(contents.runs),
         configurations=[(run.name, json.dumps(run.config, indent=2, ensure_ascii=False)) for run in contents.runs],
@@ -128,13 +129,13 @@ def _curvature(runs: list[Run]) -> str:
 
 
 def _highest_barrier(pairs: list[Pair]) -> str:
-    known = [pair for pair in pairs if isinstance(pair.record.get("barrier"), int | float)]
+    known = [pair for pair in pairs if isinstance(pair.get("interpolation.barrier"), int | float)]
     if not known:
         return ""
-    highest = max(known, key=lambda pair: pair.record["barrier"])
-    if highest.record["barrier"] <= 0:
+    highest = max(known, key=lambda pair: pair.get("interpolation.barrier"))
+    if highest.get("interpolation.barrier") <= 0:
         return "no straight line between two solutions has a barrier"
-    height = number(highest.record["barrier"], 3)
+    height = number(highest.get("interpolation.barrier"), 3)
     return f"the highest barrier on a straight line, {height}, lies between {highest.first} and {highest.second}"
 
 
@@ -157,16 +158,21 @@ def absent(contents: Contents) -> list[str]:
     lacking |= {probe: [run.name for run in contents.runs if probe not in run.probes] for probe in PROBES}
     sentences = [f"No {part} in the folder for {', '.join(runs)}." for part, runs in lacking.items() if runs]
     pairs = len(contents.runs) * (len(contents.runs) - 1) // 2
-    if contents.is_study and len(contents.pairs) < pairs:
-        sentences.append(f"{len(contents.pairs)} of {pairs} pairs of runs were interpolated.")
+    if contents.is_study and len(interpolated(contents)) < pairs:
+        sentences.append(f"{len(interpolated(contents))} of {pairs} pairs of runs were interpolated.")
     return sentences
+
+
+def interpolated(contents: Contents) -> list[Pair]:
+    """The pairs of runs with a straight line between them."""
+    return [pair for pair in contents.pairs if "interpolation" in pair.probes]
 
 
 def barrier_cells(pair: Pair) -> list[Cell]:
     """Barrier, losses at both ends, distance and status of one straight line."""
-    name = pair.record.get("status")
+    name = pair.get("interpolation.status")
     status = Status(name) if name in Status.__members__ else Status.converged
-    values = [pair.record.get(key) for key in ("barrier", "loss_a", "loss_b", "distance")]
+    values = [pair.get(f"interpolation.{key}") for key in ("barrier", "loss_a", "loss_b", "distance")]
     reason = "" if status.ok else status.message
     cells = [Cell(number(value), reason=reason) for value in values]
     return [*cells, Cell(str(name or ABSENT).replace("_", " "), reason=reason)]

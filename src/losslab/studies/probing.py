@@ -18,13 +18,16 @@ from losslab.studies.config import suggestion
 from losslab.studies.record import RunFolder
 from losslab.studies.train import LoadedRun, probe_batches
 
+SPLITS = ("validation", "test")  # arguments of probes that are risks on these splits
 
-def risk_of(run: LoadedRun, *, ranks: Ranks = ALONE, **options: Any) -> EmpiricalRisk:
+
+def risk_of(run: LoadedRun, *, split: str | None = None, ranks: Ranks = ALONE, **options: Any) -> EmpiricalRisk:
     """The run's loss as a function of its parameters, on the examples that its configuration sets aside for probes.
 
-    Of several processes each takes every so-manieth batch. `options` are EmpiricalRisk's.
+    As many of another split's first examples with `split`. Of several processes each takes every so-manieth batch.
+    `options` are EmpiricalRisk's.
     """
-    batches = list(probe_batches(run))[ranks.rank :: ranks.count]
+    batches = list(probe_batches(run, split))[ranks.rank :: ranks.count]
     return EmpiricalRisk(run.model, nn.CrossEntropyLoss(), batches, ranks=ranks, **options)
 
 
@@ -70,8 +73,10 @@ def measure(
     arguments = keyword_arguments(probe, settings or {})
     folder, label = _place(run, other)
     risk = risk if risk is not None else risk_of(run)
+    parameters = inspect.signature(probe.measure).parameters
+    arguments |= {name: risk_of(run, split=name, ranks=risk.ranks) for name in SPLITS if name in parameters}
     # Several processes would write the same file.
-    if risk.ranks.count == 1 and "resume" in inspect.signature(probe.measure).parameters:
+    if risk.ranks.count == 1 and "resume" in parameters:
         arguments.setdefault("resume", folder.path / "probes" / probe.name / f"{label}.partial.npz")
     solutions = (run.model, other.model) if other is not None else ()
     result = probe.measure(risk, *solutions, progress=progress, **arguments)
@@ -97,7 +102,7 @@ def keyword_arguments(probe: Probe, settings: Mapping[str, Any]) -> dict[str, An
     parameters = inspect.signature(probe.measure).parameters
     fields = {field.name for field in dataclasses.fields(probe.options)} if probe.options else set()
     known = {name for name, p in parameters.items() if p.kind is not p.POSITIONAL_ONLY}
-    known -= {"risk", "progress", "options"}
+    known -= {"risk", "progress", "options", *SPLITS}
     for name in settings:
         if name not in known | fields:
             raise ValueError(f"probe {probe.name!r}: unknown setting {name!r}, {suggestion(name, known | fields)}")

@@ -137,11 +137,11 @@ def load_run(path: str | Path, which: str = "last") -> LoadedRun:
     return LoadedRun(config=config, model=model, dataset=dataset, folder=folder, step=state["step"])
 
 
-def probe_batches(run: LoadedRun) -> Batches:
-    """The examples that the run's configuration sets aside for probes, always in the same batches."""
+def probe_batches(run: LoadedRun, split: str | None = None) -> Batches:
+    """The examples that the run's configuration sets aside for probes, or as many of another split; always the same."""
     probes = run.config.probes
-    split = getattr(run.dataset, probes.split)
-    return Batches(split.head(probes.examples), probes.batch_size)
+    examples = getattr(run.dataset, split or probes.split).head(probes.examples)
+    return Batches(examples, probes.batch_size)
 
 
 @dataclass(frozen=True)

@@ -6,22 +6,23 @@ from collections.abc import Sequence
 import numpy as np
 
 from losslab.report.chart import LOG_FROM, Chart, Contour, Line, Panel, Series, Surface, spans_decades
-from losslab.report.contents import Run
+from losslab.report.charts.common import Colours
+from losslab.report.contents import Contents
 
 CLIP_FACTOR = 100.0  # walls are cut at this multiple of the median loss: one of 1e9 would flatten all else
 
 
-def landscapes(runs: Sequence[Run]) -> list[Chart]:
+def planes(contents: Contents, colours: Colours) -> list[Chart]:
     """For each run's plane the surface and the map, between the same losses for all runs."""
-    planes = {run.name: losses for run in runs if _is_area(losses := run.array("plane.losses"))}
-    if not planes:
+    areas = {run.name: losses for run in contents.runs if _is_area(losses := run.array("plane.losses"))}
+    if not areas:
         return []
-    low, high = _common_range(list(planes.values()))
+    low, high = _common_range(list(areas.values()))
     log = low > 0 and high / low > LOG_FROM
-    slugs, found = _slugs(list(planes)), []
+    slugs, found = _slugs(list(areas)), []
     lines = "each line is the same ratio of losses" if log else "each line is the same step of the loss"
-    for run in (run for run in runs if run.name in planes):
-        losses, slug = planes[run.name], slugs[run.name]
+    for run in (run for run in contents.runs if run.name in areas):
+        losses, slug = areas[run.name], slugs[run.name]
         values = (run.array("plane.alphas"), run.array("plane.betas"), losses, low, high, log)
         notes = f"{lines}, close lines are steep{_plane_notes(losses, high)}."
         caption = f"Height and colour are the loss around the solution in the centre; {notes}"
@@ -33,21 +34,21 @@ def landscapes(runs: Sequence[Run]) -> list[Chart]:
     return found
 
 
-def slices(runs: Sequence[Run], colours: dict[str, str]) -> Chart | None:
+def slices(contents: Contents, colours: Colours) -> list[Chart]:
     """The loss along one direction."""
     series: list[Series] = []
-    for run in runs:
+    for run in contents.runs:
         losses = run.array("line.losses")
         if losses.size and np.isfinite(losses).any():
             series.append(Line(run.name, run.array("line.alphas"), losses, colours[run.name]))
     if not series:
-        return None
+        return []
     log = spans_decades(np.concatenate([line.y for line in series if isinstance(line, Line)]))
     panel = Panel("direction α", "loss", series, log_y=log, guides=(0.0,))
     caption = (
         "The loss along one random filter-normalised direction through the solution at zero: narrow valleys are sharp."
     )
-    return Chart("slices", "Loss along a line", caption, [panel])
+    return [Chart("slices", "Loss along a line", caption, [panel])]
 
 
 def _common_range(planes: Sequence[np.ndarray]) -> tuple[float, float]:

@@ -1,0 +1,66 @@
+"""Loss and accuracy at any point, in one pass."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from losslab.operators import batches as kinds
+from losslab.operators.risk import EmpiricalRisk
+
+
+@dataclass(frozen=True)
+class Score:
+    """L(θ), and the share of right answers; NaN where outputs are not class scores with class indices as targets."""
+
+    loss: float
+    accuracy: float
+
+
+@torch.no_grad()
+def score_at(risk: EmpiricalRisk, vector: Tensor, buffers: dict[str, Tensor] | None = None) -> Score:
+    """How good is the network at θ of shape (P,)?  Loss and accuracy over the risk's data.
+
+    An answer is right where the largest of the C scores of an output (B, C, …) is at the target's class, (B, …);
+    targets below zero (`ignore_index`) are not counted. Of a batch that is a mapping or an object the targets are its
+    `labels`, and an output that is one gives its `logits`.
+
+    Args:
+        risk: Whose data, loss and model.
+        vector: θ.
+        buffers: Replace buffers of the model by name, for example by `batch_statistics`.
+
+    Returns:
+        Score. Cost: one forward pass.
+    """
+    parameters = risk.space.named_views(risk.space.check(vector).clone()) | (buffers or {})
+    loss = torch.zeros((), dtype=torch.float64, device=risk.device)
+    right = answers = 0.0
+    with risk.evaluating():
+        for batch, count in risk.read():
+            output, targets = risk.output(parameters, batch), kinds.targets_of(batch)
+            loss += kinds.batch_loss(risk.loss_fn, output, targets) * risk.batch_weight(count)
+            one = _right_answers(_entry(output, "logits"), _entry(targets, "labels"))
+            right, answers = right + one[0], answers + one[1]
+    total, right, answers = risk.ranks.total(float(loss), right, answers)
+    return Score(total, right / answers if answers else math.nan)
+
+
+def _right_answers(scores: Any, targets: Any) -> tuple[int, int]:
+    """How many answers are right, of how many; none where these are not class scores and class indices."""
+    if not isinstance(scores, Tensor) or not isinstance(targets, Tensor) or targets.is_floating_point():
+        return 0, 0
+    if scores.ndim < 2 or targets.shape != scores.shape[:1] + scores.shape[2:]:
+        return 0, 0
+    counted = targets >= 0
+    return int(((scores.argmax(1) == targets) & counted).sum()), int(counted.sum())
+
+
+def _entry(item: Any, name: str) -> Any:
+    """The tensor itself, or what a mapping or an object holds under the name."""
+    if isinstance(item, Tensor):
+        return item
+    return item.get(name) if isinstance(item, Mapping) else getattr(item, name, None)

@@ -1,0 +1,22 @@
+"""One module a probe: records of the runs -> charts; none where no run was measured.
+
+A figure function takes the folder's contents and the runs' colours, the same through all pictures, and returns charts.
+To add one: its module here, and its name in FIGURES.
+"""
+
+from losslab.report.chart import Chart, colour
+from losslab.report.charts.interpolation import interpolation
+from losslab.report.charts.noise import noise
+from losslab.report.charts.plane import planes, slices
+from losslab.report.charts.sharpness import sharpness
+from losslab.report.charts.spectrum import density, spectrum
+from losslab.report.charts.training import training
+from losslab.report.contents import Contents
+
+FIGURES = (training, spectrum, density, planes, slices, sharpness, noise, interpolation)  # in the page's order
+
+
+def charts(contents: Contents) -> list[Chart]:
+    """All pictures that the folder's records allow, in the page's order."""
+    colours = {run.name: colour(index) for index, run in enumerate(contents.runs)}
+    return [chart for figure in FIGURES for chart in figure(contents, colours)]
