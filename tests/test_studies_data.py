@@ -1,10 +1,14 @@
 """Splits are fixed and disjoint; batches come again in the same order unless a generator shuffles them."""
 
+import pickle
+
+import numpy as np
 import pytest
 import torch
 
 from losslab.studies.config import DatasetConfig
 from losslab.studies.data import Batches, Split, load_dataset
+from losslab.studies.vision import torchvision
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +83,69 @@ def test_moving_keeps_everything(digits):
     moved = digits.to("meta")
     assert moved.test.inputs.device.type == "meta"
     assert (moved.num_classes, moved.input_shape) == (10, (1, 8, 8))
+
+
+def written(folder, name="own.npz", **changes):
+    draw = np.random.default_rng(0)
+    parts = {
+        "x_train": draw.integers(0, 256, (40, 5, 6, 3), dtype=np.uint8),
+        "y_train": np.arange(40) % 4,
+        "x_test": draw.integers(0, 256, (7, 5, 6, 3), dtype=np.uint8),
+        "y_test": np.arange(7) % 4,
+    }
+    parts = {key: value for key, value in (parts | changes).items() if value is not None}
+    np.savez(folder / name, **parts)
+    return DatasetConfig(name=f"arrays:{folder / name}")
+
+
+def test_images_of_ones_own_are_channels_first_and_scaled_by_the_training_split(tmp_path):
+    data = load_dataset(written(tmp_path))
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [36, 4, 7]
+    assert data.input_shape == (3, 5, 6)
+    assert data.num_classes == 4
+    torch.testing.assert_close(data.train.inputs.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(data.train.inputs.std((0, 2, 3)), torch.ones(3))
+    assert torch.bincount(data.validation.targets).tolist() == [1, 1, 1, 1]
+
+
+def test_grey_images_get_a_channel_and_numbers_stay(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 256, (40, 5, 6), dtype=np.uint8)
+    assert load_dataset(written(tmp_path, x_train=grey, x_test=grey[:7])).input_shape == (1, 5, 6)
+    rows = np.random.default_rng(0).normal(3, 2, (40, 9))
+    data = load_dataset(written(tmp_path, x_train=rows, x_test=rows[:7]))
+    torch.testing.assert_close(data.test.inputs, torch.tensor(rows[:7], dtype=torch.float32))
+
+
+def test_only_so_many_training_examples(tmp_path):
+    config = written(tmp_path).model_copy(update={"train_examples": 5})
+    assert len(load_dataset(config).train) == 5
+
+
+def test_data_that_are_not_there_say_how_to_get_them(tmp_path):
+    with pytest.raises(ValueError, match=r"none\.npz is not there; expected arrays:FILE\.npz with x_train"):
+        load_dataset(DatasetConfig(name=f"arrays:{tmp_path / 'none.npz'}"))
+    with pytest.raises(ValueError, match=r"own\.npz lacks y_test"):
+        load_dataset(written(tmp_path, y_test=None))
+    for name in ("cifar10", "cifar100", "mnist", "fashion_mnist"):
+        with pytest.raises(ValueError, match=r"is not in .* set dataset\.download=true"):
+            load_dataset(DatasetConfig(name=name, root=str(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir()] == ["own.npz"]
+
+
+def test_torchvision_files_are_read(tmp_path):
+    """CIFAR-10's own file format, written small; the checksums are torchvision's business."""
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for name, count in [*((f"data_batch_{i}", 20) for i in range(1, 6)), ("test_batch", 10)]:
+        pixels = draw.integers(0, 256, (count, 3072), dtype=np.uint8)
+        content = {"data": pixels, "labels": [i % 10 for i in range(count)]}
+        (folder / name).write_bytes(pickle.dumps(content))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [str(i) for i in range(10)]}))
+    cls = torchvision().datasets.CIFAR10
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cls, "_check_integrity", lambda self: True)
+        patch.setattr(torchvision().datasets.cifar, "check_integrity", lambda *_: True)
+        data = load_dataset(DatasetConfig(name="cifar10", root=str(tmp_path)))
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [90, 10, 10]
+    assert data.input_shape == (3, 32, 32)

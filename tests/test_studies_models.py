@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from losslab.studies.architectures import DeepNet, DenseNet, ResNetWithSkips, ShallowNet
 from losslab.studies.config import ModelConfig
 from losslab.studies.models import MODELS, SimpleCNN, build_model
 
@@ -64,3 +65,40 @@ def test_wrong_names_and_shapes_are_refused():
         build_model(ModelConfig(), (64,), 10)
     with pytest.raises(ValueError, match=r"model.batch_norm: mlp has none"):
         build_model(ModelConfig(name="mlp", batch_norm=True), (64,), 10)
+
+
+def test_reference_networks_differ_in_their_connections_only():
+    deep, skips = DeepNet(1, 10, width=4, blocks=3), ResNetWithSkips(1, 10, width=4, blocks=3)
+    skips.load_state_dict(deep.state_dict())
+    images = torch.randn(2, 1, 8, 8)
+    x = torch.relu(deep.stem(images))
+    plain, added = x, x
+    for block in deep.blocks:
+        plain, added = torch.relu(block(plain)), torch.relu(added + block(added))
+    torch.testing.assert_close(deep(images), deep.head(plain.mean((2, 3))))
+    torch.testing.assert_close(skips(images), deep.head(added.mean((2, 3))))
+
+
+def test_dense_layers_see_all_earlier_ones():
+    model = DenseNet(1, 10, width=8, blocks=2)
+    assert [layer[0].in_channels for layer in model.layers] == [8, 10, 12, 14]
+    assert model.head.in_features == 16
+
+
+@pytest.mark.parametrize("kind", [ShallowNet, DeepNet, ResNetWithSkips, DenseNet])
+def test_reference_networks_have_defaults_for_cifar(kind):
+    assert kind()(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_small_images_get_a_stem_without_pooling():
+    small = build_model(ModelConfig(name="resnet18"), (3, 32, 32), 10)
+    assert small.conv1.stride == (1, 1)
+    assert sum(p.numel() for p in small.parameters()) == 11_173_962  # the CIFAR ResNet-18 of the literature
+    large = build_model(ModelConfig(name="resnet18"), (1, 64, 64), 10)
+    assert (large.conv1.kernel_size, large.conv1.in_channels) == ((7, 7), 1)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "mlp"])
+def test_networks_for_images_refuse_vectors(name):
+    with pytest.raises(ValueError, match=rf"{name} takes \(channels, height, width\), got \(8,\); use mlp"):
+        build_model(ModelConfig(name=name), (8,), 10)

@@ -42,6 +42,20 @@ def encoder_case() -> Case:
     return Case(model, lambda output, batch: F.cross_entropy(output, batch["labels"]), batches, None, {})
 
 
+class Residual(nn.Module):
+    """One block with a skip connection, as in ResNets."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 2, 3, padding=1)
+        self.block = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 1))
+        self.head = nn.Linear(2, 3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head(torch.relu(x + self.block(x)).mean((2, 3)))
+
+
 class Parabola(nn.Module):
     """L(θ) = ½ Σ hᵢ θᵢ² as the mean of examples ½ N Σ over one coordinate each: everything about it is known."""
 
@@ -72,6 +86,9 @@ CASES: dict[str, Callable[[], Case]] = {
     "MLP": lambda: paired(mlp(), nn.CrossEntropyLoss(), normal(7, 4), classes(7), [3, 4]),
     "CNN with BatchNorm": lambda: paired(
         seeded(conv_batchnorm), nn.CrossEntropyLoss(), normal(6, 1, 4, 4), classes(6), [4, 2]
+    ),
+    "residual net": lambda: paired(
+        seeded(Residual), nn.CrossEntropyLoss(), normal(5, 1, 4, 4), classes(5), [3, 2]
     ),
     "transformer, dict batches": encoder_case,
 }

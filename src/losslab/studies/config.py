@@ -25,12 +25,18 @@ class DatasetConfig(_Section):
     """Which data, in batches of how many examples.
 
     Attributes:
-        name: A row of `losslab.studies.data.DATASETS`.
+        name: A row of `losslab.studies.data.DATASETS`, or "arrays:FILE.npz" for data of one's own.
+        root: Folder of data sets that are files.
+        download: Whether to fetch a data set that is not there.
+        train_examples: Only so many of the training split; None takes all.
         batch_size: Examples in one optimizer step.
         eval_batch_size: Examples in one batch where no gradient is taken.
     """
 
     name: str = "digits"
+    root: str = "data"
+    download: bool = False
+    train_examples: Positive | None = None
     batch_size: Positive = 64
     eval_batch_size: Positive = 512
 

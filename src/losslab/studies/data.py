@@ -4,13 +4,16 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from losslab.studies.config import DatasetConfig, suggestion
+from losslab.studies.vision import torchvision
 
 # Which example lies in which split never depends on a run's seed: runs stay comparable.
 _SPLIT_SEED = 1797
@@ -85,12 +88,14 @@ def load_dataset(config: DatasetConfig) -> Dataset:
     """The data set that a configuration names.
 
     Raises:
-        ValueError: If `DATASETS` has no such row.
+        ValueError: If `DATASETS` has no such row, or the data are not there (the message says how to get them).
     """
-    if config.name not in DATASETS:
+    kind = config.name.partition(":")[0]
+    if kind not in DATASETS:
         advice = suggestion(config.name, DATASETS)
         raise ValueError(f"dataset.name: unknown data set {config.name!r}, {advice}")
-    return DATASETS[config.name](config)
+    data = DATASETS[kind](config)
+    return replace(data, train=data.train.head(config.train_examples)) if config.train_examples else data
 
 
 def digits(config: DatasetConfig) -> Dataset:
@@ -110,4 +115,88 @@ def digits(config: DatasetConfig) -> Dataset:
     return Dataset(**{name: Split(inputs[i], targets[i]) for name, i in splits.items()}, num_classes=10)
 
 
-DATASETS: dict[str, Callable[[DatasetConfig], Dataset]] = {"digits": digits}
+def arrays(config: DatasetConfig) -> Dataset:
+    """Data of one's own, arrays:FILE.npz with x_train, y_train, x_test, y_test; a tenth of training validates.
+
+    Images of bytes, (N, height, width) or (N, height, width, channels), become (N, channels, height, width), each
+    channel with mean 0 and deviation 1 over the training split. Real numbers stay as they are. Targets are classes.
+    """
+    path = Path(config.name.partition(":")[2])
+    if not path.is_file():
+        raise ValueError(f"dataset.name: {path} is not there; expected arrays:FILE.npz with x_train, y_train, …")
+    with np.load(path, allow_pickle=False) as stored:
+        missing = {"x_train", "y_train", "x_test", "y_test"} - set(stored.files)
+        if missing:
+            raise ValueError(f"dataset.name: {path} lacks {', '.join(sorted(missing))}")
+        parts = {name: stored[name] for name in ("x_train", "y_train", "x_test", "y_test")}
+    return from_arrays(parts["x_train"], parts["y_train"], parts["x_test"], parts["y_test"])
+
+
+def from_arrays(x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> Dataset:
+    """Three splits of two: a tenth of the training examples, the same share of each class, validates."""
+    labels = y_train.astype(np.int64)
+    fit, check = train_test_split(range(len(labels)), test_size=0.1, stratify=labels, random_state=_SPLIT_SEED)
+    inputs, held_out = _as_tensor(x_train), _as_tensor(x_test)
+    if x_train.dtype == np.uint8:
+        axes = (0, 2, 3)
+        mean, deviation = inputs[fit].mean(axes, keepdim=True), inputs[fit].std(axes, keepdim=True)
+        inputs, held_out = (inputs - mean) / deviation, (held_out - mean) / deviation
+    targets = torch.from_numpy(labels)
+    test = Split(held_out, torch.from_numpy(y_test.astype(np.int64)))
+    classes = int(max(targets.max(), test.targets.max())) + 1
+    return Dataset(Split(inputs[fit], targets[fit]), Split(inputs[check], targets[check]), test, classes)
+
+
+def _as_tensor(values: np.ndarray) -> Tensor:
+    tensor = torch.from_numpy(values)
+    if values.dtype == np.uint8:
+        tensor = (tensor.unsqueeze(-1) if tensor.ndim == 3 else tensor).movedim(-1, 1)
+    return tensor.to(torch.float32).contiguous()
+
+
+def cifar10(config: DatasetConfig) -> Dataset:
+    """60,000 photographs of 32×32 pixels in ten classes, through torchvision: 45,000/5,000/10,000.
+
+    Source: A. Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
+    """
+    return _from_torchvision(config, "CIFAR10")
+
+
+def cifar100(config: DatasetConfig) -> Dataset:
+    """CIFAR-10's sister with a hundred classes, through torchvision: 45,000/5,000/10,000."""
+    return _from_torchvision(config, "CIFAR100")
+
+
+def mnist(config: DatasetConfig) -> Dataset:
+    """70,000 handwritten digits of 28×28 pixels, through torchvision: 54,000/6,000/10,000.
+
+    Source: Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied to document recognition", 1998.
+    """
+    return _from_torchvision(config, "MNIST")
+
+
+def fashion_mnist(config: DatasetConfig) -> Dataset:
+    """70,000 grey pictures of clothes, 28×28 pixels, ten classes, through torchvision: 54,000/6,000/10,000."""
+    return _from_torchvision(config, "FashionMNIST")
+
+
+def _from_torchvision(config: DatasetConfig, name: str) -> Dataset:
+    cls = getattr(torchvision().datasets, name)
+    try:
+        train, test = (cls(config.root, train=part, download=config.download) for part in (True, False))
+    except RuntimeError as error:
+        raise ValueError(
+            f"dataset.root: {config.name} is not in {config.root!r} ({error}); set dataset.download=true"
+        ) from None
+    parts = [np.asarray(values) for half in (train, test) for values in (half.data, half.targets)]
+    return from_arrays(*parts)
+
+
+DATASETS: dict[str, Callable[[DatasetConfig], Dataset]] = {
+    "digits": digits,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "mnist": mnist,
+    "fashion_mnist": fashion_mnist,
+    "arrays": arrays,
+}

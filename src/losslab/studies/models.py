@@ -6,7 +6,11 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from losslab.studies.architectures import DeepNet, DenseNet, ResNetWithSkips, ShallowNet, convolution
 from losslab.studies.config import ModelConfig, suggestion
+from losslab.studies.vision import torchvision
+
+SMALL = 64  # pixels a side, below which a network for ImageNet gets another stem
 
 
 class SimpleCNN(nn.Module):
@@ -28,11 +32,14 @@ class SimpleCNN(nn.Module):
         super().__init__()
         # Rounding sizes up lets the pooling work down to images of one pixel; even sizes are halved as ever.
         self.features = nn.Sequential(
-            *_convolution(in_channels, width, batch_norm),
+            *convolution(in_channels, width, batch_norm),
+            nn.ReLU(),
             nn.MaxPool2d(2, ceil_mode=True),
-            *_convolution(width, width, batch_norm),
+            *convolution(width, width, batch_norm),
+            nn.ReLU(),
             nn.MaxPool2d(2, ceil_mode=True),
-            *_convolution(width, 2 * width, batch_norm),
+            *convolution(width, 2 * width, batch_norm),
+            nn.ReLU(),
         )
         self.head = nn.Sequential(
             nn.Linear(2 * width, 8 * width), nn.ReLU(), nn.Linear(8 * width, num_classes)
@@ -61,10 +68,8 @@ def build_model(config: ModelConfig, input_shape: Sequence[int], num_classes: in
 
 def simple_cnn(config: ModelConfig, input_shape: Sequence[int], num_classes: int) -> nn.Module:
     """A `SimpleCNN` for images of this shape."""
-    if len(input_shape) != 3:
-        shape = tuple(input_shape)
-        raise ValueError(f"model.name: simple_cnn takes (channels, height, width), got {shape}; use mlp")
-    return SimpleCNN(input_shape[0], num_classes, width=config.width, batch_norm=config.batch_norm)
+    channels = _channels(config, input_shape)
+    return SimpleCNN(channels, num_classes, width=config.width, batch_norm=config.batch_norm)
 
 
 def mlp(config: ModelConfig, input_shape: Sequence[int], num_classes: int) -> nn.Module:
@@ -76,13 +81,70 @@ def mlp(config: ModelConfig, input_shape: Sequence[int], num_classes: int) -> nn
     return nn.Sequential(nn.Flatten(), *layers, nn.Linear(sizes[-1], num_classes))
 
 
+def shallow(config: ModelConfig, input_shape: Sequence[int], num_classes: int) -> nn.Module:
+    """A `ShallowNet` for images of this shape: one convolution."""
+    channels = _channels(config, input_shape)
+    return ShallowNet(channels, num_classes, width=config.width, batch_norm=config.batch_norm)
+
+
+def deep(config: ModelConfig, input_shape: Sequence[int], num_classes: int, kind: type = DeepNet) -> nn.Module:
+    """A `DeepNet` of `config.hidden` blocks for images of this shape: no skip connections."""
+    options = {"width": config.width, "blocks": config.hidden, "batch_norm": config.batch_norm}
+    return kind(_channels(config, input_shape), num_classes, **options)
+
+
+def resnet(config: ModelConfig, input_shape: Sequence[int], num_classes: int) -> nn.Module:
+    """A `ResNetWithSkips` of `config.hidden` blocks for images of this shape: DeepNet's layers and skip connections."""
+    return deep(config, input_shape, num_classes, ResNetWithSkips)
+
+
+def densenet(config: ModelConfig, input_shape: Sequence[int], num_classes: int) -> nn.Module:
+    """A `DenseNet` of `config.hidden` blocks for images of this shape: each layer sees all before it."""
+    return deep(config, input_shape, num_classes, DenseNet)
+
+
+def resnet18(config: ModelConfig, input_shape: Sequence[int], num_classes: int) -> nn.Module:
+    """Torchvision's ResNet-18, with a stem for small images where they have fewer than 64 pixels a side."""
+    return torchvision_resnet("resnet18", config, input_shape, num_classes)
+
+
+def resnet50(config: ModelConfig, input_shape: Sequence[int], num_classes: int) -> nn.Module:
+    """Torchvision's ResNet-50, with a stem for small images where they have fewer than 64 pixels a side."""
+    return torchvision_resnet("resnet50", config, input_shape, num_classes)
+
+
+def torchvision_resnet(
+    name: str, config: ModelConfig, input_shape: Sequence[int], num_classes: int
+) -> nn.Module:
+    """A ResNet of torchvision's.
+
+    Small images get a 3×3 stem of stride 1 without pooling, as He et al. (2016) use for CIFAR-10: the usual one, made
+    for 224 pixels, would leave an image of 32 one position.
+    """
+    channels = _channels(config, input_shape)
+    model = getattr(torchvision().models, name)(num_classes=num_classes)
+    if min(input_shape[1:]) < SMALL:
+        model.conv1 = nn.Conv2d(channels, 64, 3, stride=1, padding=1, bias=False)
+        model.maxpool = nn.Identity()
+    elif channels != model.conv1.in_channels:
+        model.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+    return model
+
+
 MODELS: dict[str, Callable[[ModelConfig, Sequence[int], int], nn.Module]] = {
     "simple_cnn": simple_cnn,
     "mlp": mlp,
+    "shallow": shallow,
+    "deep": deep,
+    "resnet": resnet,
+    "densenet": densenet,
+    "resnet18": resnet18,
+    "resnet50": resnet50,
 }
 
 
-def _convolution(in_channels: int, out_channels: int, batch_norm: bool) -> list[nn.Module]:
-    # The normalisation subtracts the mean, so a bias before it would do nothing.
-    convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=not batch_norm)
-    return [convolution, *([nn.BatchNorm2d(out_channels)] if batch_norm else []), nn.ReLU()]
+def _channels(config: ModelConfig, input_shape: Sequence[int]) -> int:
+    if len(input_shape) != 3:
+        shape = tuple(input_shape)
+        raise ValueError(f"model.name: {config.name} takes (channels, height, width), got {shape}; use mlp")
+    return input_shape[0]
