@@ -1,3 +1,6 @@
+from .analyzer import LandscapeMetrics as LandscapeMetrics
+from .analyzer import LossLandscapeAnalyzer as LossLandscapeAnalyzer
+from .analyzer import compare_architectures as compare_architectures
 from .memory import keep_freed_memory as keep_freed_memory
 from .operators.block_diagonal import BlockDiagonal as BlockDiagonal
 from .operators.dense import DenseOperator as DenseOperator

@@ -33,13 +33,14 @@ LEGEND_CHARACTERS = 90  # in one row below the panels
 def figure(chart: Chart) -> Figure:
     """Draw a chart."""
     rows, columns = chart.grid
-    size = (5.8, 4.7) if chart.is_landscape else (max(7.2, 4.4 * columns), 3.8 * rows + 0.6)
+    size = (5.8 * columns, 4.7 * rows) if chart.is_landscape else (max(7.2, 4.4 * columns), 3.8 * rows + 0.6)
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     title = textwrap.fill(chart.title, TITLE_CHARACTERS * int(size[0]) // 7)
     figure.suptitle(_text(title), fontsize=12, fontweight="bold")
     for index, panel in enumerate(chart.panels):
-        axes = figure.add_subplot(rows, columns, index + 1, projection="3d" if chart.is_solid else None)
+        solid = any(isinstance(series, Surface) for series in panel.series)
+        axes = figure.add_subplot(rows, columns, index + 1, projection="3d" if solid else None)
         for series in panel.series:
             if isinstance(series, Surface):
                 _surface(axes, series)

@@ -1,0 +1,172 @@
+"""The analyzer answers with losslab's own functions, under the names that its users know; the seed's snippets run."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import loss_landscape_analysis
+import losslab
+from cases import classes, mlp, normal, seeded
+from losslab.analyzer import LandscapeMetrics, LossLandscapeAnalyzer, compare_architectures
+from losslab.analyzer.metrics import BARRIER, CONDITION, NEGATIVE, SHARPNESS
+from losslab.status import Status
+from untouched import assert_untouched
+
+TRAIN = [(normal(6, 4), classes(6)), (normal(3, 4, seed=5), classes(3, seed=6))]
+TEST = [(normal(5, 4, seed=8), classes(5, seed=9))]
+
+
+def analyzer(model: nn.Module | None = None, **options) -> LossLandscapeAnalyzer:
+    return LossLandscapeAnalyzer(model or mlp().double(), TRAIN, TEST, nn.CrossEntropyLoss(), **options)
+
+
+def test_full_analysis_is_what_the_probes_say():
+    model = mlp().double()
+    metrics = analyzer(model).full_analysis(num_eigenvalues=4)
+    dense = losslab.Hessian(losslab.EmpiricalRisk(model, nn.CrossEntropyLoss(), TRAIN)).to_dense()
+    values = torch.linalg.eigvalsh(dense).numpy()
+    np.testing.assert_allclose(metrics.top_eigenvalues, values[::-1][:4], rtol=1e-6)
+    np.testing.assert_allclose(metrics.smallest_eigenvalues, values[:4], atol=1e-8)
+    assert metrics.trace == pytest.approx(values.sum(), rel=1e-6)
+    assert metrics.condition_number == pytest.approx(abs(values[-1] / values[0]), rel=1e-4)
+    assert metrics.spectral_gap == pytest.approx(values[-1] - values[-2], rel=1e-4)
+    assert metrics.num_negative_eigenvalues == (values < -1e-12 * values[-1]).sum()
+    risk = losslab.EmpiricalRisk(model, nn.CrossEntropyLoss(), TRAIN)
+    assert metrics.sharpness == losslab.sharpness(risk).value
+    assert metrics.flatness == 1 / (1 + metrics.sharpness)
+    assert metrics.train_loss == pytest.approx(risk.loss())
+    x, y = TEST[0]
+    assert metrics.test_loss == pytest.approx(float(nn.functional.cross_entropy(model(x), y).detach()))
+    assert metrics.test_accuracy == pytest.approx(float((model(x).argmax(1) == y).double().mean()))
+    assert metrics.generalization_gap == metrics.test_loss - metrics.train_loss
+    assert metrics.num_examples == 9
+
+
+def test_no_test_data_no_gap():
+    metrics = LossLandscapeAnalyzer(mlp().double(), TRAIN, None, nn.CrossEntropyLoss()).full_analysis(2)
+    assert np.isnan([metrics.test_loss, metrics.generalization_gap, metrics.test_accuracy]).all()
+
+
+def test_more_eigenvalues_than_there_are_is_no_error():
+    found = analyzer(nn.Linear(4, 3).double()).compute_hessian_metrics(num_eigenvalues=20)
+    assert len(found["top_eigenvalues"]) == 7
+    with pytest.raises(ValueError, match="k: expected 1 <= k"):
+        analyzer().compute_hessian_metrics(num_eigenvalues=0)
+
+
+def test_mode_connectivity_names():
+    first, second = mlp().double(), seeded(lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))).double()
+    with torch.no_grad():
+        for p in second.parameters():
+            p.neg_()
+    found = analyzer(first).compute_mode_connectivity(second, num_points=5)
+    assert len(found["alphas"]) == len(found["losses"]) == 5
+    assert found["barrier_height"] == max(found["losses"]) - max(found["loss_start"], found["loss_end"])
+    assert found["connectivity_score"] == 1 / (1 + found["barrier_height"])
+    apart = torch.cat([(p - q).flatten() for p, q in zip(first.parameters(), second.parameters(), strict=True)])
+    assert found["path_norm"] == pytest.approx(float(apart.norm().detach()))
+    with pytest.raises(ValueError, match="num_points: expected at least the 2 ends, got 1"):
+        analyzer(first).compute_mode_connectivity(second, num_points=1)
+
+
+def test_landscape_contains_the_centre_also_where_the_resolution_is_even(tmp_path):
+    path = tmp_path / "landscape.png"
+    found = analyzer().visualize_2d_landscape(distance=0.5, resolution=4, save_path=path)
+    assert found.losses.shape == (5, 5)
+    assert found.losses[2, 2] == pytest.approx(analyzer().risk.loss())
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_model_stays_as_it_was():
+    model = mlp().double()
+    with assert_untouched(model):
+        made = analyzer(model, device="cpu")
+        made.full_analysis(2)
+        made.compute_mode_connectivity(model, num_points=3)
+        made.visualize_2d_landscape(resolution=3)
+
+
+def test_a_copy_elsewhere_follows_the_model():
+    """On another device the risk's model is a copy: weights trained in between must reach it."""
+    model = mlp().double()
+    made = analyzer(model)
+    made.device = torch.device("meta")
+    made._moved = lambda risk: risk.to(torch.float64)  # a copy, as for another device
+    before = made.compute_sharpness()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(2)
+    after = made.compute_sharpness()
+    assert after != before
+    assert after == pytest.approx(analyzer(model).compute_sharpness())
+
+
+def test_scales_in_words():
+    assert [CONDITION.word(x).split(":")[0] for x in (99, 100, 1000, 1001)] == [
+        "excellent",
+        "good",
+        "challenging",
+        "challenging",
+    ]
+    assert [SHARPNESS.word(x).split(":")[0] for x in (0.09, 0.1, 1.1)] == ["flat minimum", "moderate", "sharp minimum"]
+    assert [BARRIER.word(x).split(":")[0] for x in (0.05, 0.5, 1.5)] == [
+        "highly connected",
+        "moderately connected",
+        "disconnected on the straight line",
+    ]
+    assert [NEGATIVE.word(x) for x in (0, 5, 6)] == [NEGATIVE.words[0], NEGATIVE.words[0], NEGATIVE.words[1]]
+    assert CONDITION.word(float("nan")) == "not known"
+
+
+def test_interpretation_names_numbers_caveats_and_doubt():
+    made = analyzer()
+    metrics = made.full_analysis(2)
+    text = metrics.interpret({"barrier_height": 0.5})
+    assert f"condition number {metrics.condition_number:.3g}" in text
+    assert "moderately connected" in text
+    assert "Dinh et al. 2017" in text
+    assert "Not all of it is certain" not in metrics.interpret()
+    values = vars(metrics) | {"status": Status.budget_reached}
+    assert "Not all of it is certain: the budget" in LandscapeMetrics(**values).interpret()
+
+
+def test_architectures_side_by_side():
+    models = {"one": mlp().double(), "two": mlp().double()}
+    frame = compare_architectures(models, TRAIN, TEST, nn.CrossEntropyLoss())
+    assert list(frame.index) == ["one", "two"]
+    assert frame.loc["one", "Condition Number"] == frame.loc["two", "Condition Number"]
+    assert frame.loc["one", "Status"] == "converged"
+    assert "| one" in frame.to_markdown()
+
+
+def test_the_other_import_is_the_same():
+    assert loss_landscape_analysis.LossLandscapeAnalyzer is LossLandscapeAnalyzer
+    assert losslab.LossLandscapeAnalyzer is LossLandscapeAnalyzer
+
+
+def test_quick_start(tmp_path):
+    """The founding document's minimal example, with fewer examples."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 20, generator=generator)
+    y = (x[:, 0] + x[:, 1] > 0).long()
+    train_loader = DataLoader(TensorDataset(x, y), batch_size=32)
+    model = seeded(lambda: nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 2)))
+    optimizer = torch.optim.Adam(model.parameters())
+    criterion = nn.CrossEntropyLoss()
+    for _ in range(10):
+        for inputs, targets in train_loader:
+            optimizer.zero_grad()
+            criterion(model(inputs), targets).backward()
+            optimizer.step()
+    made = loss_landscape_analysis.LossLandscapeAnalyzer(model, train_loader, train_loader, criterion)
+    metrics = made.full_analysis()
+    for line in (
+        f"Condition Number: {metrics.condition_number:.2f}",
+        f"Sharpness: {metrics.sharpness:.4f}",
+        f"Flatness: {metrics.flatness:.4f}",
+    ):
+        assert "nan" not in line
+    made.visualize_2d_landscape(resolution=5, save_path=tmp_path / "my_landscape.png")
+    assert (tmp_path / "my_landscape.png").is_file()
