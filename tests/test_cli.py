@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from losslab import __version__, cli
+from losslab.cli import measuring, training
 from losslab.studies.demo import RUNS
 from losslab.studies.record import RunFolder
 
@@ -179,7 +180,7 @@ def test_line_is_in_the_report(trained, runner):
 def test_demo_interrupted_still_reports(tmp_path, monkeypatch, capsys):
     """Ctrl-C after the first training: exit code 130, and a page of what was measured by then."""
     calls = []
-    real = cli.run_demo
+    real = training.run_demo
 
     def stopped(folder, settings, *, progress):
         def tick(done, total, note):
@@ -189,7 +190,7 @@ def test_demo_interrupted_still_reports(tmp_path, monkeypatch, capsys):
 
         return real(folder, settings, progress=tick)
 
-    monkeypatch.setattr(cli, "run_demo", stopped)
+    monkeypatch.setattr(training, "run_demo", stopped)
     monkeypatch.setattr(sys, "argv", ["losslab", "demo", "--quick", "--output", str(tmp_path / "demo")])
     with pytest.raises(SystemExit) as exit_:
         cli.main()
@@ -234,7 +235,7 @@ def pressing(times: int, at: int):
 
 def test_the_stop_key_ends_with_what_is_known(trained, runner, monkeypatch):
     run = trained / "sgd"
-    monkeypatch.setattr(cli, "_progress", pressing(1, at=12))
+    monkeypatch.setattr(measuring, "progress_bar", pressing(1, at=12))
     before = signal.getsignal(signal.SIGINT)
     result = runner.invoke(cli.app, ["probe", "spectrum", "--run", str(run), "--set", "k=1"])
     assert result.exit_code == 0, result.output
@@ -246,7 +247,7 @@ def test_the_stop_key_ends_with_what_is_known(trained, runner, monkeypatch):
 
 @pytest.mark.parametrize(("probe", "times"), [("spectrum", 2), ("sharpness", 1)])
 def test_pressed_twice_or_where_there_is_no_partial_result_it_ends_at_once(probe, times, trained, monkeypatch):
-    monkeypatch.setattr(cli, "_progress", pressing(times, at=2))
+    monkeypatch.setattr(measuring, "progress_bar", pressing(times, at=2))
     monkeypatch.setattr(sys, "argv", ["losslab", "probe", probe, "--run", str(trained / "sgd")])
     with pytest.raises(SystemExit) as exit_:
         cli.main()

@@ -1,12 +1,15 @@
 """What the analyzer measures at a point, and what it means in words."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from losslab.status import Status
+from losslab.probes.base import ProbeResult
+from losslab.probes.sharpness import SharpnessResult
+from losslab.probes.spectrum import SpectrumResult
+from losslab.status import Status, worst
 
 
 @dataclass(frozen=True)
@@ -124,21 +127,33 @@ class LandscapeMetrics:
         The scales are conventions of common use, not theorems. `connectivity` is what
         `LossLandscapeAnalyzer.compute_mode_connectivity` returned, and adds the barrier.
         """
-        rows = [
-            (CONDITION, self.condition_number),
-            (SHARPNESS, self.sharpness),
-            (NEGATIVE, float(self.num_negative_eigenvalues)),
-        ]
+        values = {CONDITION: self.condition_number, SHARPNESS: self.sharpness}
+        values[NEGATIVE] = float(self.num_negative_eigenvalues)
         if connectivity is not None:
-            rows.append((BARRIER, float(connectivity["barrier_height"])))
-        lines = [line for scale, value in rows for line in _told(scale, value)]
-        if not self.status.ok:
-            lines.append(f"Not all of it is certain: {self.status.message}.")
-        return "\n".join(lines)
+            values[BARRIER] = float(connectivity["barrier_height"])
+        return _told(values, self.status)
 
     def __str__(self) -> str:
         return self.interpret()
 
 
-def _told(scale: Scale, value: float) -> tuple[str, str]:
-    return f"{scale.title} {value:.3g}: {scale.word(value)}", f"    (but {scale.caveat})"
+def in_words(results: Iterable[ProbeResult]) -> str:
+    """What `LandscapeMetrics.interpret` says, of probes' results; of those that it has no scale for, nothing."""
+    values, statuses = {}, [Status.complete]
+    for result in results:
+        if isinstance(result, SpectrumResult):
+            values |= {CONDITION: result.condition_number, NEGATIVE: float(result.num_negative)}
+            statuses.append(result.status)
+        elif isinstance(result, SharpnessResult):
+            values[SHARPNESS] = result.value
+            statuses.append(result.status)
+    return _told(values, worst(*statuses))
+
+
+def _told(values: Mapping[Scale, float], status: Status) -> str:
+    lines = []
+    for scale, value in values.items():
+        lines += [f"{scale.title} {value:.3g}: {scale.word(value)}", f"    ({scale.caveat})"]
+    if not status.ok:
+        lines.append(f"Not all of it is certain: {status.message}.")
+    return "\n".join(lines)

@@ -1,0 +1,83 @@
+"""The program: its options, its remaining commands, and what becomes of errors."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from losslab._version import __version__
+from losslab.cli import measuring, training
+from losslab.cli.terminal import console, errors, finish
+from losslab.memory import keep_freed_memory
+from losslab.probes import PROBES
+from losslab.studies.data import DATASETS
+from losslab.studies.models import MODELS
+from losslab.studies.shipped import shipped_configs
+
+INTERRUPTED = 130  # what a shell expects after Ctrl-C
+
+
+def print_version(on: bool) -> None:
+    """Print the version and leave."""
+    if on:
+        console.print(f"losslab {__version__}")
+        raise typer.Exit
+
+
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=print_version)
+    ] = False,
+) -> None:
+    """Measure the geometry of a neural network's loss."""
+    # The program's own process: nothing else shares it, so its memory may stay (see memory.keep_freed_memory).
+    keep_freed_memory()
+
+
+def report(folder: Annotated[Path, typer.Argument(help="A run folder, or a study folder that holds several.")]) -> None:
+    """Make the page and the pictures of a run or a study, from its files alone."""
+    finish(folder)
+
+
+def list_names() -> None:
+    """Name the probes, models, data sets and shipped configurations."""
+    grid = Table("kind", "name", "what")
+    for row in PROBES.values():
+        grid.add_row("probe", row.name, row.question)
+    for kind, names in (("model", MODELS), ("data set", DATASETS)):
+        for name, function in names.items():
+            grid.add_row(kind, name, (function.__doc__ or "").strip().splitlines()[0])
+    for name, path in shipped_configs().items():
+        grid.add_row("configuration", name, path.read_text(encoding="utf-8").splitlines()[0].lstrip("# "))
+    console.print(grid)
+
+
+app = typer.Typer(
+    help="Measure the geometry of a neural network's loss.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+study = typer.Typer(help="Whole studies in one command.", no_args_is_help=True)
+app.callback()(options)
+app.command()(training.demo)
+app.command()(training.train)
+app.command(context_settings=measuring.TAKES_SETTINGS)(measuring.probe)
+app.command()(measuring.analyze)
+app.add_typer(study, name="study")
+study.command()(training.fourway)
+app.command()(report)
+app.command("list")(list_names)
+
+
+def main() -> None:
+    """The entry point: an error of the user's is one line and exit code 2; `--debug` shows where it came from."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        if "--debug" in sys.argv:
+            raise
+        errors.print(f"losslab: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2)

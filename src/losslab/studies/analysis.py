@@ -1,0 +1,102 @@
+"""One network, from a name to its landscape: train it, then measure what was asked for."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from losslab.probes.base import ProbeResult
+from losslab.status import Progress
+from losslab.studies.config import RunConfig
+from losslab.studies.data import load_dataset
+from losslab.studies.meter import Meter
+from losslab.studies.probing import find_probe, measure, risk_of
+from losslab.studies.record import RunFolder
+from losslab.studies.train import load_run, train
+
+SNAPSHOTS = 20  # along a tracked training, about
+# Twenty eigenvalues at each end need a larger Krylov space than the five that the probe's defaults are made for.
+SPECTRUM = {"k": 20, "max_basis": 200, "max_matvecs": 600, "trace_samples": 100, "trace_tol": 0.02}
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Which questions are asked beside the sharpness.
+
+    Attributes:
+        hessian: The spectrum, 20 eigenvalues at each end.
+        visualize: The plane.
+        trajectory: The way there: snapshots while it trains.
+        settings: Changes to the probes' settings, by probe.
+    """
+
+    hessian: bool = False
+    visualize: bool = False
+    trajectory: bool = False
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def probes(self) -> dict[str, dict[str, Any]]:
+        """The probes and their settings."""
+        wanted: dict[str, dict[str, Any]] = {"sharpness": {}}
+        if self.hessian:
+            wanted["spectrum"] = dict(SPECTRUM)
+        if self.visualize:
+            wanted["plane"] = {"resolution": 31}
+        if self.trajectory:
+            wanted["trajectory"] = {}
+        return {name: options | dict(self.settings.get(name, {})) for name, options in wanted.items()}
+
+
+def analyze(
+    config: RunConfig, path: str | Path, analysis: Analysis | None = None, *, progress: Progress | None = None
+) -> dict[str, ProbeResult]:
+    """What does the loss look like where this network ends up?
+
+    Args:
+        config: What to train. With `trajectory` about 20 snapshots are kept, unless the configuration asks for others.
+        path: The run folder; a finished run of the same configuration is taken as it is.
+        analysis: What to measure.
+        progress: Called with the stages done, how many there are, and what goes on.
+
+    Returns:
+        The results by probe. They are in the run folder too.
+
+    Raises:
+        FileExistsError: Something else is in the folder.
+    """
+    analysis = analysis or Analysis()
+    wanted = analysis.probes()
+    meter = Meter(1 + len(wanted), progress)
+    config = _with_snapshots(config) if analysis.trajectory else config
+    run = load_run(trained(config, path, meter.stage("training")).path)
+    risk = risk_of(run)
+    results = {}
+    for name, settings in wanted.items():
+        results[name] = measure(find_probe(name), run, settings=settings, risk=risk, progress=meter.stage(name))
+    return results
+
+
+def trained(config: RunConfig, path: str | Path, tick: Progress) -> RunFolder:
+    """The finished run of this configuration in that folder, trained now or before.
+
+    Raises:
+        FileExistsError: Something else is in the folder.
+    """
+    folder = RunFolder(path)
+    if folder.is_run():
+        if folder.config != config.model_dump(mode="json"):
+            raise FileExistsError(f"{path}: a run of another configuration is there; choose another output folder")
+        if any(row.get("kind") == "final" for row in folder.metrics()):
+            return folder
+    return train(config, RunFolder.create(path, overwrite=folder.is_run()), progress=tick)
+
+
+def _with_snapshots(config: RunConfig) -> RunConfig:
+    training = config.training
+    if training.snapshots.every or training.snapshots.steps:
+        return config
+    epoch = math.ceil(len(load_dataset(config.dataset).train) / config.dataset.batch_size)
+    steps = training.max_steps or training.epochs * epoch
+    snapshots = training.snapshots.model_copy(update={"every": max(steps // SNAPSHOTS, 1)})
+    return config.model_copy(update={"training": training.model_copy(update={"snapshots": snapshots})})
