@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from losslab import cli
 from losslab.studies.aliases import assignments, probe_name
 from losslab.studies.config import RunConfig
 from losslab.studies.models import build_model
@@ -111,3 +113,26 @@ def test_options_are_settings():
     assert list(assignments("intrinsic_dimension", ["--d_sub", "15"])) == ["dimension=15"]
     with pytest.raises(ValueError, match="3: expected --NAME VALUE"):
         list(assignments("spectrum", ["3"]))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["lanczos", "--checkpoint", "A", "--k", "3", "--seed", "42"],
+        ["sgd_noise", "--checkpoint", "A", "--seed", "42", "--tol", "0.1"],
+        ["perturbation", "--checkpoint", "A", "--seed", "42", "--resolution", "5"],
+        ["intrinsic_dim", "--d_sub", "3", "--seed", "42", "--steps", "3", "--num-seeds", "1"],
+        ["interpolation", "--ckpt_a", "A", "--ckpt_b", "B", "--steps", "5"],
+        ["auto_neb", "--ckpt_a", "A", "--ckpt_b", "B", "--n_nodes", "3", "--iters", "2", "--seed", "42"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_the_founding_command_lines_run(arguments, run, config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = find_solution(run.path).model
+    torch.save(model.state_dict(), "A.pt")
+    torch.save({name: -value for name, value in model.state_dict().items()}, "B.pt")
+    given = [{"A": "A.pt", "B": "B.pt"}.get(argument, argument) for argument in arguments]
+    result = CliRunner().invoke(cli.app, ["probe", *given, "--config", str(config), "--quiet"])
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert list(tmp_path.rglob("*.json"))
