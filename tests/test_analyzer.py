@@ -79,6 +79,37 @@ def test_landscape_contains_the_centre_also_where_the_resolution_is_even(tmp_pat
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_trajectory_of_a_training():
+    model, twin = mlp().double(), mlp().double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    found = analyzer(model).analyze_optimization_trajectory(optimizer, num_steps=13, track_interval=2)
+    assert found["steps"].tolist() == [0, 2, 4, 6, 8, 10, 12, 13]
+    assert len(found["sharpness"]) == len(found["steps"][::5]) == 2
+    lengths = {name: len(found[name]) for name in ("losses_train", "losses_test", "grad_norms", "lambda_max", "bounds")}
+    assert set(lengths.values()) == {8}
+    np.testing.assert_allclose(found["bounds"], 2 * (1 + 0.9) / 0.1)
+    # The same steps by hand.
+    by_hand = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9)
+    for step in range(13):
+        x, y = TRAIN[step % 2]
+        by_hand.zero_grad()
+        nn.functional.cross_entropy(twin(x), y).backward()
+        by_hand.step()
+    torch.testing.assert_close(list(model.parameters()), list(twin.parameters()))
+    risk = losslab.EmpiricalRisk(twin, nn.CrossEntropyLoss(), TRAIN)
+    assert found["losses_train"][-1] == pytest.approx(risk.loss())
+    assert found["grad_norms"][-1] == pytest.approx(float(risk.gradient().norm()))
+
+
+def test_trajectory_leaves_the_mode_and_refuses_nonsense():
+    model = mlp().double().eval()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    analyzer(model).analyze_optimization_trajectory(optimizer, num_steps=1, track_interval=1)
+    assert not any(module.training for module in model.modules())
+    with pytest.raises(ValueError, match="track_interval: expected a number >= 1, got 0"):
+        analyzer(model).analyze_optimization_trajectory(optimizer, num_steps=1, track_interval=0)
+
+
 def test_the_model_stays_as_it_was():
     model = mlp().double()
     with assert_untouched(model):

@@ -9,15 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from losslab.analyzer.metrics import LandscapeMetrics
+from losslab.analyzer.training import train_steps
 from losslab.operators.accuracy import Score, score_at
 from losslab.operators.batches import LossFunction
 from losslab.operators.risk import EmpiricalRisk
 from losslab.probes.interpolation import interpolate
 from losslab.probes.plane import PlaneResult, plane
-from losslab.probes.sharpness import sharpness
+from losslab.probes.sharpness import SharpnessOptions, sharpness
+from losslab.probes.snapshots import Snapshots
 from losslab.probes.spectrum import SpectrumOptions, SpectrumResult, spectrum
+from losslab.probes.trajectory import trajectory
 from losslab.report import matplotlib_backend
 from losslab.report.chart import Chart
 from losslab.report.charts.plane import planes
@@ -90,7 +94,8 @@ class LossLandscapeAnalyzer:
 
         A lower bound of the true maximum; `losslab.sharpness` has the worst case, the adaptive and the average one.
         """
-        return sharpness(self.risk, radius=epsilon, num_samples=num_samples, seed=self.seed).value
+        alone = SharpnessOptions(compare=False)
+        return sharpness(self.risk, radius=epsilon, num_samples=num_samples, options=alone, seed=self.seed).value
 
     def compute_mode_connectivity(self, model2: nn.Module, num_points: int = 50) -> dict[str, Any]:
         """Are this solution and another one connected by a straight line?
@@ -121,6 +126,44 @@ class LossLandscapeAnalyzer:
             "status": found.status,
         }
 
+    def analyze_optimization_trajectory(
+        self, optimizer: Optimizer, num_steps: int = 1000, track_interval: int = 10
+    ) -> dict[str, Any]:
+        """How does an optimizer move through the landscape?  Trains the model, and measures it on the way.
+
+        Args:
+            optimizer: Of the model's parameters; it takes `num_steps` steps on the training data's batches.
+            num_steps: Steps; the data are read as often as that needs.
+            track_interval: Steps from one measurement to the next; the start and the end are measured too.
+
+        Returns:
+            `steps`, `losses_train`, `losses_test` (empty without test data), `grad_norms`, `lambda_max`, `bounds` (the
+            curvature above which the optimizer is not stable), `distances` from the start: one entry each measurement;
+            `sharpness` at every fifth, so at `steps[::5]`; `status`; the whole result of `losslab.trajectory` under
+            `trajectory`.
+
+        Raises:
+            ValueError: num_steps or track_interval below 1.
+        """
+        for name, number in (("num_steps", num_steps), ("track_interval", track_interval)):
+            if type(number) is not int or number < 1:
+                raise ValueError(f"{name}: expected a number >= 1, got {number!r}")
+        risk, snapshots = self.risk, Snapshots()  # the risk first: it refuses data that cannot be trained on
+        for step in train_steps(self.model, self.criterion, self.train_loader, optimizer, num_steps):
+            if step % track_interval == 0 or step == num_steps:
+                snapshots.take(step, self.model, optimizer)
+        found = trajectory(self._at_present(risk), snapshots, test=self._test, seed=self.seed, progress=self.progress)
+        series = {name: getattr(found, name) for name in ("losses_train", "losses_test", "grad_norms", "lambda_max")}
+        return {
+            "steps": found.steps,
+            **series,
+            "bounds": found.bounds,
+            "distances": found.path.distances,
+            "sharpness": found.sharpness[::5],
+            "status": found.status,
+            "trajectory": found,
+        }
+
     def visualize_2d_landscape(
         self, distance: float = 1.0, resolution: int = 51, save_path: str | Path | None = None
     ) -> PlaneResult:
@@ -146,7 +189,7 @@ class LossLandscapeAnalyzer:
         Cost: that of `losslab.spectrum` (110 to 150 products) and 50 forward passes.
         """
         risk, found = self.risk, self._spectrum(num_eigenvalues)
-        rise = sharpness(risk, radius=epsilon, seed=self.seed)
+        rise = sharpness(risk, radius=epsilon, options=SharpnessOptions(compare=False), seed=self.seed)
         train = score_at(risk, risk.space.vector())
         test = self._test_score()
         return LandscapeMetrics(

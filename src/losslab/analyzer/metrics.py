@@ -139,7 +139,8 @@ class LandscapeMetrics:
 
 def in_words(results: Iterable[ProbeResult]) -> str:
     """What `LandscapeMetrics.interpret` says, of probes' results; of those that it has no scale for, nothing."""
-    values, statuses = {}, [Status.complete]
+    values: dict[Scale, float] = {}
+    statuses = [Status.complete]
     for result in results:
         if isinstance(result, SpectrumResult):
             values |= {CONDITION: result.condition_number, NEGATIVE: float(result.num_negative)}
