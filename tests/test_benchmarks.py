@@ -302,3 +302,16 @@ def test_scaling_model(printed):
     out = printed("scaling_model")
     assert re.search(r"\| 70 B \| 1024 \| 280\.00 .*no: vectors", out)
     assert re.search(r"\| 70 B, FSDP \| 1024 .*yes", out)
+
+
+def test_landscape_plane(printed, load, monkeypatch):
+    script = load("landscape_plane")
+    chosen = ("CNN with BatchNorm on 1×8×8", "MLP 784-200-200-10")
+    monkeypatch.setattr(script, "CASES", {name: script.CASES[name] for name in chosen})
+    monkeypatch.setattr(script, "random_plane", None)
+    text = printed("landscape", "--section=plane", "--resolution=3", "--rounds=1", "--share=0.004")
+    cells = row(text, "CNN with BatchNorm on 1×8×8, 2 examples")
+    assert float(cells[1]) >= 0
+    assert cells[4:6] == ["≤ 1.1", "not installed"]
+    assert float(cells[7]) < 1e-5
+    assert row(text, "MLP 784-200-200-10, 8 examples")[4] == "≤ 0.4"

@@ -1,7 +1,9 @@
 """gradient_noise against the explicit covariance of the examples' gradients, and against closed forms."""
 
+import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,19 +12,30 @@ from torch.func import functional_call
 from cases import classes, mlp, normal, paired, seeded
 from losslab.operators.gradient_covariance import GradientCovariance
 from losslab.operators.risk import EmpiricalRisk
+from losslab.probes.gradient_moments import GradientMoments, gradient_moments
 from losslab.probes.noise import gradient_noise
-from losslab.status import Status
+from losslab.probes.noise_scale import NoiseScale, noise_scale, two_batch
+from losslab.report import matplotlib_backend
+from losslab.report.charts.noise import noise as figure
+from losslab.report.contents import read
+from losslab.status import Status, StopRequested
+from processes import run_ranks
+from report_folders import start_run
 
 
-def explicit(case) -> tuple[float, float]:
-    """λ_max of C and of H as matrices, one backward pass an example."""
-    risk = case.risk()
+def gradients(case) -> torch.Tensor:
+    """(N, P), one backward pass an example."""
     rows = []
     for x, y in case.batches:
         for i in range(len(x)):
             rows.append(EmpiricalRisk(case.model, case.loss_fn, [(x[i : i + 1], y[i : i + 1])]).gradient())
-    covariance = torch.cov(torch.stack(rows).mT, correction=0)
-    hessian = case.reference_hessian(risk)
+    return torch.stack(rows)
+
+
+def explicit(case) -> tuple[float, float]:
+    """λ_max of C and of H as matrices."""
+    covariance = torch.cov(gradients(case).mT, correction=0)
+    hessian = case.reference_hessian(case.risk())
     return tuple(float(torch.linalg.eigvalsh(m)[-1]) for m in (covariance, hessian))
 
 
@@ -35,6 +48,7 @@ def test_against_explicit_matrices(sizes):
     assert abs(result.hessian_top - top_h) <= result.hessian_error <= 2e-4 * top_h
     assert result.ratio == pytest.approx(top_c / top_h, rel=1e-3)
     assert result.ratio == result.covariance_top / result.hessian_top
+    assert abs(result.ratio - top_c / top_h) <= result.ratio_error <= 5e-4 * result.ratio
     assert (result.num_examples, result.status) == (7, Status.converged)
 
 
@@ -113,3 +127,171 @@ def test_never_makes_the_matrix(monkeypatch):
     monkeypatch.setattr(GradientCovariance, "_matmat", counted)
     result = gradient_noise(paired(mlp(), nn.CrossEntropyLoss(), normal(7, 4), classes(7), [3, 4]).risk())
     assert 0 < count < result.matvecs < 43
+
+
+def problem(sizes=(5, 6, 9)):
+    n = sum(sizes)
+    return paired(mlp(), nn.CrossEntropyLoss(), normal(n, 4), classes(n), list(sizes))
+
+
+@pytest.mark.parametrize("sizes", [(5, 6, 9), (20,)])
+def test_trace_and_its_parts_are_exact(sizes):
+    case = problem(sizes)
+    rows, result = gradients(case), gradient_noise(case.risk(), tol=1e-2)
+    assert result.covariance_trace == pytest.approx(float(torch.cov(rows.mT, correction=0).trace()), rel=1e-12)
+    assert result.gradient_square == pytest.approx(float(rows.mean(dim=0).norm() ** 2), rel=1e-12)
+    assert result.noise_scale_here == pytest.approx(result.covariance_trace / result.gradient_square, rel=1e-15)
+    assert result.tensors == ("0.weight", "0.bias", "2.weight", "2.bias")
+    for number, part in enumerate(rows.split([20, 5, 15, 3], dim=1)):
+        signal = float(part.mean(dim=0).norm() ** 2)
+        scatter = float((part - part.mean(dim=0)).square().sum() / len(part))
+        assert result.tensor_signal[number] == pytest.approx(signal, rel=1e-12)
+        assert result.tensor_noise[number] == pytest.approx(scatter, rel=1e-12)
+        assert result.tensor_signal_to_noise[number] == pytest.approx(signal / scatter, rel=1e-12)
+
+
+def test_chosen_parameters_only():
+    case = problem()
+    whole, part = gradient_noise(case.risk(), tol=1e-2), gradient_noise(case.risk(params="2.*"), tol=1e-2)
+    assert part.tensors == ("2.weight", "2.bias")
+    np.testing.assert_allclose(part.tensor_noise, whole.tensor_noise[2:], rtol=1e-12)
+    assert part.covariance_trace == pytest.approx(whole.tensor_noise[2:].sum(), rel=1e-12)
+
+
+def test_a_sum_over_examples_has_the_same_noise():
+    case = problem()
+    case.loss_fn = nn.CrossEntropyLoss(reduction="sum")
+    result = gradient_noise(case.risk(), tol=1e-2)
+    assert result.covariance_trace == pytest.approx(gradient_noise(problem().risk(), tol=1e-2).covariance_trace)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_angles_between_the_top_eigenvectors(k):
+    case = problem()
+    top_c, top_h = (
+        torch.linalg.eigh(matrix).eigenvectors.flip(1)[:, :k]
+        for matrix in (torch.cov(gradients(case).mT, correction=0), case.reference_hessian(case.risk()))
+    )
+    result = gradient_noise(case.risk(), k=k, tol=1e-8)
+    assert result.alignment == pytest.approx(float((top_c[:, 0] @ top_h[:, 0]).abs()), abs=1e-6)
+    assert result.overlap == pytest.approx(float((top_c.mT @ top_h).square().sum() / k), abs=1e-6)
+
+
+POINTS = torch.tensor([[2.0, 0.0, 1.0], [-1.0, 1.0, 1.5], [0.5, -3.0, 0.0]], dtype=torch.float64)
+MEAN = POINTS.mean(dim=0)
+SIGNAL, TRACE = float(MEAN.square().sum()), float((POINTS - MEAN).square().sum() / 3)
+
+
+@pytest.mark.parametrize(("b", "size"), [(1, 2), (1, 4), (3, 4)])
+def test_two_batch_is_unbiased(b, size):
+    """Over all samples of `size` draws from three gradients, of which the first b are the small batch."""
+    samples = POINTS[torch.tensor(list(itertools.product(range(3), repeat=size)))]
+    small, large = samples[:, :b].mean(dim=1).square().sum(dim=1), samples.mean(dim=1).square().sum(dim=1)
+    pairs = [two_batch(float(s), b, float(m), size) for s, m in zip(small, large, strict=True)]
+    np.testing.assert_allclose(np.mean(pairs, axis=0), [SIGNAL, TRACE], rtol=1e-12)
+
+
+def moments(rows: torch.Tensor, num_groups: int) -> GradientMoments:
+    labels = torch.arange(len(rows)) % num_groups
+    units = torch.eye(num_groups, dtype=torch.float64)[labels]
+    squares = rows.square().sum(dim=1)
+    return GradientMoments(units.sum(dim=0), units.mT @ squares, units.mT @ rows, squares, squares)
+
+
+def test_noise_scale_is_unbiased_whatever_the_groups():
+    samples = POINTS[torch.tensor(list(itertools.product(range(3), repeat=4)))]
+    found = [noise_scale(moments(rows, groups)) for rows in samples for groups in (2, 4)]
+    np.testing.assert_allclose(
+        np.mean([[scale.signal, scale.trace] for scale in found], axis=0), [SIGNAL, TRACE], rtol=1e-12
+    )
+
+
+def test_errors_are_the_scatter_over_samples():
+    """500 samples of 96 gradients: means within four standard errors, errors the size of the scatter."""
+    generator = torch.Generator().manual_seed(0)
+    mean, width = torch.tensor([1.0, -0.5, 0.2]).double(), torch.tensor([1.0, 2.0, 0.5]).double()
+    rows = mean + width * torch.randn(500, 96, 3, generator=generator, dtype=torch.float64)
+    found = [noise_scale(moments(each, 16)) for each in rows]
+    for value, error, exact in (("signal", "signal_error", 1.29), ("trace", "trace_error", 5.25)):
+        values, errors = (np.array([getattr(scale, name) for scale in found]) for name in (value, error))
+        assert abs(values.mean() - exact) < 4 * values.std() / math.sqrt(500)
+        assert np.sqrt((errors**2).mean()) == pytest.approx(values.std(), rel=0.15)
+    ratios, errors = (np.array([getattr(scale, name) for scale in found]) for name in ("value", "standard_error"))
+    assert np.median(ratios) == pytest.approx(5.25 / 1.29, rel=0.1)
+    within = np.abs(ratios - 5.25 / 1.29) < 2 * errors
+    assert 0.85 < within.mean() < 0.99
+
+
+def test_no_signal_is_an_infinite_noise_scale():
+    rows = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]], dtype=torch.float64)
+    found = noise_scale(moments(rows, 4))
+    assert (found.value, found.standard_error) == (math.inf, math.inf)
+    assert found.signal == pytest.approx(-1 / 3)
+    assert found.trace == pytest.approx(4 / 3)
+    few = noise_scale(moments(rows[:2], 2))
+    assert math.isnan(few.signal_error)
+    assert few.trace == pytest.approx(2.0)
+    assert math.isnan(noise_scale(moments(rows[:1], 1)).trace)
+
+
+def test_noise_scale_of_a_network():
+    case = problem((20, 20, 20))
+    rows, result = gradients(case), gradient_noise(case.risk(), tol=1e-2)
+    unbiased = float(torch.cov(rows.mT, correction=1).trace())
+    signal = float(rows.mean(dim=0).norm() ** 2) - unbiased / 60
+    assert result.noise_scale.trace == pytest.approx(unbiased, rel=1e-12)
+    assert result.noise_scale.signal == pytest.approx(signal, rel=1e-9)
+    assert result.noise_scale.value == pytest.approx(unbiased / signal, rel=1e-9)
+    # By the examples' own scatter: what 16 random groups estimate to a fifth or so.
+    scatter = float((rows - rows.mean(dim=0)).square().sum(dim=1).std()) / math.sqrt(60)
+    assert scatter / 2 < result.noise_scale.trace_error < 2 * scatter
+
+
+def test_groups_are_random_and_do_not_depend_on_the_batches():
+    parts = [gradient_moments(problem(sizes).risk(), 4, seed=0) for sizes in ((5, 6, 9), (20,))]
+    torch.testing.assert_close(parts[0].sums, parts[1].sums)
+    assert parts[0].counts.tolist() == [5, 5, 5, 5]
+    other = gradient_moments(problem().risk(), 4, seed=1)
+    assert not torch.allclose(other.sums, parts[0].sums)
+    torch.testing.assert_close(other.sums.sum(dim=0), parts[0].sums.sum(dim=0))
+
+
+def test_stopped_at_once_has_no_moments():
+    def stop(done, total, note):
+        raise StopRequested
+
+    result = gradient_noise(problem().risk(), progress=stop)
+    assert result.status is Status.stopped
+    assert math.isnan(result.covariance_trace)
+    assert isinstance(result.noise_scale, NoiseScale)
+    assert math.isnan(result.noise_scale.trace)
+    assert result.matvecs == 2
+
+
+def shared(ranks) -> tuple[float, ...]:
+    case = problem()
+    batches = [case.batches[:2], case.batches[2:]][ranks.rank]
+    result = gradient_noise(EmpiricalRisk(case.model, case.loss_fn, batches, ranks=ranks), tol=1e-8)
+    scale = result.noise_scale
+    return result.covariance_trace, result.alignment, scale.trace, scale.signal, float(result.tensor_noise[1])
+
+
+@pytest.mark.slow
+def test_several_processes(tmp_path):
+    whole = gradient_noise(problem().risk(), tol=1e-8)
+    scale = whole.noise_scale
+    expected = whole.covariance_trace, whole.alignment, scale.trace, scale.signal, float(whole.tensor_noise[1])
+    for found in run_ranks(shared, 2, tmp_path):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_figure_shows_both_tops_and_each_tensor(tmp_path):
+    result = gradient_noise(problem().risk(), tol=1e-2)
+    start_run(tmp_path / "a").write_probe("noise", "1", *result.to_record())
+    (chart,) = figure(read(tmp_path), {"a": "#000000"})
+    tops, tensors = chart.panels
+    assert tops.series[0].y.tolist() == [result.hessian_top, result.covariance_top]
+    assert tensors.series[0].x.tolist() == list(result.tensors)
+    np.testing.assert_array_equal(tensors.series[0].y, result.tensor_signal_to_noise)
+    np.testing.assert_allclose(tensors.series[1].y, 1 / 20)
+    matplotlib_backend.save(chart, tmp_path / "picture.png")

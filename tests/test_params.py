@@ -199,11 +199,52 @@ def test_filters_against_a_plain_loop():
 def test_filters_tile_exactly_the_tensors_of_two_or_more_dimensions():
     space = ParameterSpace(assorted())
     covered = torch.zeros(space.size)
-    for offset, rows, columns in space.filters():
-        covered[offset : offset + rows * columns] += 1
+    for filters in space.filters(covered):
+        filters += 1
     for name, view in space.named_views(covered).items():
         dimensions = dict(space.module.named_parameters())[name].ndim
         assert view.unique().tolist() == [1.0 if dimensions >= 2 else 0.0], name
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_filters_of_transposed_convolutions_lead_into_one_output(groups):
+    """Moving one filter moves one output channel, and no other."""
+    layer = seeded(lambda: nn.ConvTranspose2d(4, 6, (3, 2), groups=groups)).double()
+    space, x = ParameterSpace(layer, "weight"), normal(2, 4, 5, 5)
+    (norms,) = space.filter_norms(space.vector())
+    assert len(norms) == 6
+    before = layer(x)
+    for channel in range(6):
+        vector = space.vector()
+        (filters,) = space.filters(vector)
+        assert filters.shape == (groups, 6 // groups, 4 // groups, 6)
+        filters[channel // (6 // groups), channel % (6 // groups)] += 1
+        after = torch.func.functional_call(layer, {"weight": vector.view(layer.weight.shape)}, (x,))
+        changed = (after - before).abs().amax(dim=(0, 2, 3)) > 1e-9
+        assert changed.nonzero().flatten().tolist() == [channel]
+
+
+class Conv1D(nn.Module):
+    """GPT-2's linear layer, as transformers writes it: (inputs, outputs)."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.arange(6.0).reshape(2, 3))
+
+
+def test_filters_of_fused_embedded_and_transposed_weights():
+    """Fused queries, keys and values have a filter for each of their rows; GPT-2's layers one for each column."""
+    fused = seeded(lambda: nn.MultiheadAttention(4, 2))
+    space = ParameterSpace(fused, "in_proj_weight")
+    (norms,) = space.filter_norms(space.vector())
+    torch.testing.assert_close(norms, fused.in_proj_weight.detach().norm(dim=1))
+    assert len(norms) == 12
+    space = ParameterSpace(Conv1D())
+    torch.testing.assert_close(space.filter_norms(space.vector())[0], torch.tensor([9.0, 17.0, 29.0]).sqrt())
+    space = ParameterSpace(nn.Embedding(7, 3))
+    assert len(space.filter_norms(space.vector())[0]) == 7
+    space = ParameterSpace(nn.LSTM(3, 2))  # four gates of two units
+    assert [len(norms) for norms in space.filter_norms(space.vector())] == [8, 8]
 
 
 def test_norm_is_taken_in_double_precision():

@@ -56,9 +56,8 @@ def test_filters_have_the_weights_norm_and_are_orthogonal():
                           strict=True):  # fmt: skip
         # A filter of a single entry has no second direction.
         torch.testing.assert_close(d, 0 * w if name == "single" else w, rtol=1e-13, atol=0, msg=name)
-    for offset, rows, columns in space.filters():
-        pair = [v[offset : offset + rows * columns].view(rows, columns) for v in (first, second)]
-        assert (pair[0] * pair[1]).sum(dim=1).abs().max() < 1e-10
+    for pair in zip(space.filters(first), space.filters(second), strict=True):
+        assert (pair[0] * pair[1]).sum(dim=(2, 3)).abs().max() < 1e-10
     assert abs(float(first @ second)) < 1e-10
 
 
@@ -196,7 +195,7 @@ def test_saved_also_when_the_model_no_longer_answers(tmp_path):
     def fail(module, arguments, output):
         nonlocal calls
         calls += 1
-        if calls > 9:
+        if calls > 23:  # three passes over two batches in which shortcuts are found, four that check them
             raise MemoryError("full")
 
     hook = risk.model.register_forward_hook(fail)

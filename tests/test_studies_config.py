@@ -51,7 +51,8 @@ def test_json_is_read_too(write):
 
 
 def test_dumped_configuration_comes_back_equal():
-    config = make_config({"optimizer": {"name": "adamw", "lr": 1, "betas": [0.8, 0.9]}})
+    training = {"snapshots": {"every": 5, "steps": [1, 2]}}
+    config = make_config({"optimizer": {"name": "adamw", "lr": 1, "betas": [0.8, 0.9]}, "training": training})
     assert make_config(json.loads(json.dumps(config.model_dump(mode="json")))) == config
 
 
@@ -95,6 +96,20 @@ def test_overrides_apply_in_order_and_parse_as_yaml(write):
         ("optimizer: {betas: 0.9}", "optimizer.betas: expected a list of two numbers, got 0.9"),
         ("optimizer: {betas: [0.9, 1]}", "optimizer.betas.1: expected a number >= 0 and < 1, got 1"),
         ("optimizer: {name: adamw, momentum: 0.9}", "optimizer: 'momentum' does nothing in adamw: remove it"),
+        (
+            "training: {snapshots: {every: 0}}",
+            "training.snapshots.every: expected an integer >= 1 or null, got 0",
+        ),
+        (
+            "training: {snapshots: {steps: [0, -1]}}",
+            "training.snapshots.steps.1: expected an integer >= 0, got -1",
+        ),
+        (
+            "training: {snapshots: {steps: 50}}",
+            "training.snapshots.steps: expected a list of numbers, each an integer >= 0, got 50",
+        ),
+        ("training: {snapshots: 50}", "training.snapshots: expected a mapping, got 50"),
+        ("training: {snapshots: {evry: 5}}", "training.snapshots.evry: unknown key, did you mean 'every'?"),
         ("optimizer: {nesterov: true}", "optimizer: 'nesterov' needs a momentum > 0"),
         ("", "the file is empty; expected a mapping such as 'optimizer: {lr: 0.1}'"),
         ("# nothing", "the file is empty; expected a mapping such as 'optimizer: {lr: 0.1}'"),

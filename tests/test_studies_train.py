@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
 
+from losslab.studies import checkpoint
 from losslab.studies.config import OptimizerConfig, ScheduleConfig, load_config, make_config
 from losslab.studies.data import Batches, Split
 from losslab.studies.optimizers import OPTIMIZERS, build_optimizer, rate_factor
@@ -170,6 +171,53 @@ def test_interrupt_writes_the_checkpoint_of_now(new):
     assert load_run(folder.path, "best").step == 11
     short = train(configure(training={"max_steps": 14}), new("short"))
     assert torch.equal(weights(folder), weights(short))
+
+
+@pytest.mark.parametrize(
+    ("snapshots", "steps"),
+    [
+        ({"every": 5}, [0, 5, 10, 13]),
+        ({"steps": [3, 0, 40]}, [0, 3]),
+        ({"every": 9, "steps": [2]}, [0, 2, 9, 13]),
+        ({}, []),
+    ],
+)
+def test_snapshots_are_the_weights_on_the_way(new, snapshots, steps):
+    """They change nothing, and the last one is the checkpoint."""
+    schedule = {"name": "cosine", "warmup_steps": 4}
+    options = {"schedule": schedule, "model": {"name": "simple_cnn", "width": 2, "batch_norm": True}}
+    plain = train(configure(training={"max_steps": 13}, **options), new("plain"))
+    config = configure(training={"max_steps": 13, "snapshots": snapshots}, **options)
+    folder = train(config, new())
+    assert torch.equal(weights(folder), weights(plain))
+    kept = checkpoint.snapshots(folder)
+    assert kept.steps == steps
+    rates = [0.01 * rate_factor(config.schedule, max(step - 1, 0), 13) for step in steps]
+    assert [snapshot.rule.learning_rate for snapshot in kept] == pytest.approx(rates)
+    if 13 in steps:
+        model = load_run(folder.path).model
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(kept[-1].weights[name], tensor)
+        name = next(iter(kept[0].weights))
+        assert not torch.equal(kept[0].weights[name], kept[1].weights[name])
+
+
+def test_snapshots_survive_an_interruption_and_go_with_an_overwritten_run(new):
+    def interrupt(done, total, note):
+        if done == 7:
+            raise KeyboardInterrupt
+
+    folder = new()
+    with pytest.raises(KeyboardInterrupt):
+        train(configure(training={"snapshots": {"every": 3}}), folder, progress=interrupt)
+    assert checkpoint.snapshots(folder).steps == [0, 3, 6]
+    assert checkpoint.snapshots(RunFolder.create(folder.path, overwrite=True)).steps == []
+
+
+def test_a_diverged_run_keeps_its_last_snapshot(new):
+    config = configure(optimizer={"name": "sgd", "lr": 1e20}, training={"epochs": 4, "snapshots": {"every": 100}})
+    folder = train(config, new())
+    assert checkpoint.snapshots(folder).steps == [0, folder.metrics()[-1]["step"]]
 
 
 def test_clipping_bounds_the_step(new):

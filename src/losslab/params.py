@@ -4,10 +4,11 @@ P is the number of entries; a vector has shape (P,), a stack of vectors (k, P).
 """
 
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 
 class ParameterSpace:
@@ -40,6 +41,7 @@ class ParameterSpace:
         self.sizes = tuple(p.numel() for p in chosen.values())
         self.size = sum(self.sizes)
         self._parameters = tuple(chosen.values())
+        self._groups = _outputs_on_second_axis(module)
         for what in ("device", "dtype"):
             kinds = {getattr(p, what) for p in self._parameters}
             if len(kinds) > 1:
@@ -110,24 +112,35 @@ class ParameterSpace:
                 raise ValueError(f"{name}: expected {expected}, got {got}; use the same architecture")
         return self.flatten([source[key].detach().to(self.device, self.dtype) for key in self.names])
 
-    def filters(self) -> Iterator[tuple[int, int, int]]:
-        """The filters as (offset, rows, columns) a tensor: each row of that block is one filter.
+    def filters(self, vector: Tensor) -> list[Tensor]:
+        """The filters of a vector: a tensor f of shape (g, r, i, n) for each weight that has any, sharing its memory.
 
-        A filter is a slice along the first axis of a tensor of two or more dimensions: a neuron of a linear layer, an
-        output channel of a convolution, a token of an embedding (Li et al. 2018). Slices of a single entry have no
-        direction to normalise: such a tensor counts as one filter. Tensors of one dimension (biases, norm layers) have
-        none and are passed over.
+        f[a, b] is one filter: all the weights that lead into one output (Li et al. 2018). That is a slice along the
+        first axis of a tensor of two or more dimensions: a neuron of a linear layer, an output channel of a
+        convolution, a token of an embedding; of a fused weight (attention's q, k and v, an LSTM's gates) each row is
+        an output of its own. Transposed convolutions have their outputs on the second axis, in `groups` groups, and so
+        has transformers' `Conv1D`. Tied weights are filters of the module that is named first. Slices of a single entry
+        have no direction to normalise: such a tensor counts as one filter. Tensors of one dimension (biases, norm
+        layers) have none and are passed over.
         """
-        offset = 0
-        for shape, size in zip(self.shapes, self.sizes, strict=True):
-            if len(shape) >= 2:
-                rows = shape[0] if size > shape[0] else 1
-                yield offset, rows, size // rows
-            offset += size
+        found = []
+        for view, parameter in zip(self.views(vector), self._parameters, strict=True):
+            if view.ndim < 2:
+                continue
+            groups = self._groups.get(id(parameter))
+            outputs = view.shape[0] if groups is None else groups * view.shape[1]
+            if outputs == view.numel():
+                found.append(view.view(1, 1, 1, -1))
+            elif groups is None:
+                found.append(view.view(1, outputs, 1, -1))
+            else:
+                inputs = view.shape[0] // groups
+                found.append(view.view(groups, inputs, outputs // groups, -1).transpose(1, 2))
+        return found
 
     def filter_norms(self, vector: Tensor) -> list[Tensor]:
-        """The Euclidean norm of each filter: a tensor of shape (rows,) for each tensor that has filters."""
-        return [vector[o : o + rows * columns].view(rows, columns).norm(dim=1) for o, rows, columns in self.filters()]
+        """The Euclidean norm of each filter: a tensor of shape (filters,) for each tensor that has filters."""
+        return [torch.linalg.vector_norm(f, dim=(2, 3)).flatten() for f in self.filters(vector)]
 
     def norm(self) -> float:
         """‖θ‖ at the present values."""
@@ -135,6 +148,17 @@ class ParameterSpace:
 
     def __repr__(self) -> str:
         return f"ParameterSpace({self.size} entries in {len(self.names)} tensors)"
+
+
+def _outputs_on_second_axis(module: nn.Module) -> dict[int, int]:
+    """The weights of shape (inputs, outputs / groups, …), by identity, with their number of groups."""
+    found = {}
+    for layer in module.modules():
+        if isinstance(layer, _ConvTransposeNd):
+            found[id(layer.weight)] = layer.groups
+        elif type(layer).__name__ == "Conv1D" and isinstance(getattr(layer, "weight", None), nn.Parameter):
+            found[id(layer.weight)] = 1  # transformers' linear layer of GPT-2, not a convolution
+    return found
 
 
 def _matching(trainable: dict[str, nn.Parameter], patterns: Sequence[str]) -> dict[str, nn.Parameter]:

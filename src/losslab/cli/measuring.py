@@ -7,13 +7,13 @@ import typer
 
 from losslab.analyzer.metrics import in_words
 from losslab.cli.terminal import Changes, Quiet, console, finish, progress_bar, show, stop_key
-from losslab.ranks import Ranks
+from losslab.ranks import ALONE, Ranks
 from losslab.studies.aliases import assignments, probe_name
 from losslab.studies.analysis import Analysis
 from losslab.studies.analysis import analyze as run_analysis
 from losslab.studies.config import load_config
 from losslab.studies.config_file import assign
-from losslab.studies.probing import find_probe, measure, plan_of, risk_of
+from losslab.studies.probing import find_probe, measure, plan_of, risk_of, shares_points
 from losslab.studies.shipped import find_config
 from losslab.studies.solution import find_solution
 
@@ -55,13 +55,13 @@ def probe(
     if to is not None:
         other = find_solution(to, "last") if to.is_dir() else find_solution(None, to, config)
     with Ranks.joined() as ranks, progress_bar(quiet or ranks.rank > 0) as bar, stop_key(bar) as tick:
-        risk = risk_of(solution, ranks=ranks, max_examples=max_examples)
+        risk = risk_of(solution, ranks=ALONE if shares_points(row) else ranks, max_examples=max_examples)
         if dry_run:
             text = str(plan_of(row, risk, chosen))
             if ranks.rank == 0:
                 console.print(text, highlight=False)
             return
-        result = measure(row, solution, other, settings=chosen, risk=risk, progress=tick)
+        result = measure(row, solution, other, settings=chosen, risk=risk, progress=tick, ranks=ranks)
     if ranks.rank == 0:
         show(row, result)
 

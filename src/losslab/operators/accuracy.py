@@ -49,14 +49,37 @@ def score_at(risk: EmpiricalRisk, vector: Tensor, buffers: dict[str, Tensor] | N
     return Score(total, right / answers if answers else math.nan)
 
 
+@torch.no_grad()
+def guessing_accuracy(risk: EmpiricalRisk) -> float:
+    """How often is the answer that is right most often right?  The share of the most frequent class among the targets.
+
+    NaN where `score_at` gives no accuracy. Cost: one forward pass.
+    """
+    parameters, counts = risk.space.named_views(risk.space.vector()), torch.zeros(0, dtype=torch.float64)
+    with risk.evaluating():
+        for batch, _ in risk.read():
+            scores, targets = risk.output(parameters, batch), kinds.targets_of(batch)
+            scores, targets = _entry(scores, "logits"), _entry(targets, "labels")
+            if _are_classes(scores, targets):
+                found = torch.bincount(targets[targets >= 0].reshape(-1), minlength=scores.shape[1]).double().cpu()
+                counts = found if not len(counts) else counts + found
+    width = max(int(width) for width in risk.ranks.each(len(counts)))
+    counts = torch.tensor(risk.ranks.total(*counts.tolist(), *[0.0] * (width - len(counts))))
+    return float(counts.max() / counts.sum()) if width and counts.sum() else math.nan
+
+
 def _right_answers(scores: Any, targets: Any) -> tuple[int, int]:
     """How many answers are right, of how many; none where these are not class scores and class indices."""
-    if not isinstance(scores, Tensor) or not isinstance(targets, Tensor) or targets.is_floating_point():
-        return 0, 0
-    if scores.ndim < 2 or targets.shape != scores.shape[:1] + scores.shape[2:]:
+    if not _are_classes(scores, targets):
         return 0, 0
     counted = targets >= 0
     return int(((scores.argmax(1) == targets) & counted).sum()), int(counted.sum())
+
+
+def _are_classes(scores: Any, targets: Any) -> bool:
+    if not isinstance(scores, Tensor) or not isinstance(targets, Tensor) or targets.is_floating_point():
+        return False
+    return scores.ndim >= 2 and targets.shape == scores.shape[:1] + scores.shape[2:]
 
 
 def _entry(item: Any, name: str) -> Any:

@@ -11,7 +11,9 @@ from losslab.operators.risk import EmpiricalRisk
 
 
 @torch.no_grad()
-def batch_statistics(risk: EmpiricalRisk, vector: Tensor) -> dict[str, Tensor]:
+def batch_statistics(
+    risk: EmpiricalRisk, vector: Tensor, buffers: dict[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """What would BatchNorm's running mean and variance be for a network at θ?  Averages over the risk's batches.
 
     Between two solutions, or away from one, the stored statistics belong to other weights; a network evaluated with
@@ -21,6 +23,7 @@ def batch_statistics(risk: EmpiricalRisk, vector: Tensor) -> dict[str, Tensor]:
     Args:
         risk: Whose model and data; both are left as they were.
         vector: θ, (P,).
+        buffers: Replace other buffers of the model by name, as in `risk.loss_at`.
 
     Returns:
         The buffers by name, for `risk.loss_at(vector, buffers)`; empty where the model has no such layers. Cost: one
@@ -32,7 +35,7 @@ def batch_statistics(risk: EmpiricalRisk, vector: Tensor) -> dict[str, Tensor]:
     names = [f"{name}.{buffer}".lstrip(".") for name in layers for buffer in ("running_mean", "running_var")]
     state = dict(risk.model.named_buffers())
     running = {name: torch.zeros_like(state[name]) for name in names}
-    parameters = risk.space.named_views(risk.space.check(vector).clone())
+    parameters = risk.space.named_views(risk.space.check(vector).clone()) | (buffers or {})
     sums, seen = {name: torch.zeros_like(tensor) for name, tensor in running.items()}, 0
     with risk.evaluating(), _collecting(list(layers.values())):
         for batch, count in risk.read():
@@ -42,6 +45,13 @@ def batch_statistics(risk: EmpiricalRisk, vector: Tensor) -> dict[str, Tensor]:
             seen += count
     (examples,) = risk.ranks.total(seen)
     return {name: risk.ranks.sum(total) / examples for name, total in sums.items()}
+
+
+@contextlib.contextmanager
+def own_batch_statistics(model: nn.Module) -> Iterator[None]:
+    """BatchNorm layers, and only they, normalise each batch by its own statistics: as they do in training."""
+    with _collecting([module for module in model.modules() if isinstance(module, _BatchNorm)]):
+        yield
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """A risk's batches one after another without end: what is optimised on one batch at a time."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from losslab.operators.risk import EmpiricalRisk
 
 
-def minibatches(risk: EmpiricalRisk, seed: int = 0, start: int = 0) -> Iterator[tuple[Any, int]]:
+def minibatches(risk: EmpiricalRisk, seed: int = 0, start: int = 0) -> Generator[tuple[Any, int], None, None]:
     """(batch on the risk's device, its number of examples), pass after pass, with the model in the risk's mode.
 
     A shuffling loader gives another order in each pass, since each begins from a seed of its own. Before each batch is
@@ -30,9 +30,16 @@ def minibatches(risk: EmpiricalRisk, seed: int = 0, start: int = 0) -> Iterator[
         with risk.evaluating(seed + epoch):
             for batch, count in risk.read():
                 if number >= start:
-                    torch.manual_seed((seed * 2**32 + number) % 2**63)
+                    _seed_globally((seed * 2**32 + number) % 2**63)
                     yield batch, count
                 number += 1
+
+
+def _seed_globally(seed: int) -> None:
+    """As torch.manual_seed, which before CUDA's first use would leave a seed behind for it, a stack trace a call."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
 
 
 def minibatch_loss(risk: EmpiricalRisk, parameters: dict[str, Tensor], batch: Any, count: int) -> Tensor:

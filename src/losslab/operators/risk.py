@@ -87,10 +87,7 @@ class EmpiricalRisk:
         if self.num_examples == 0:
             raise ValueError("batches: expected at least one example, got none; is the loader empty (drop_last)?")
         if max_examples is not None and max_examples < self.population:
-            before = sum(ranks.each(self._own_examples)[: ranks.rank])
-            with self.evaluating():
-                self.batches = draw_subset(self._read("cpu"), self.population, max_examples, subset_seed, int(before))
-            self.num_examples = self._count_all()
+            self._draw(max_examples, subset_seed)
         if check:
             first, second = (self.evaluate(seed=seed, fingerprints=True) for seed in (1, 2))
             require_equal(first, second, model=self.model, batches=batches, mode=mode, dtype=self.dtype)
@@ -102,6 +99,13 @@ class EmpiricalRisk:
         """
         risk = copy.copy(self)
         risk.space = ParameterSpace(self.model, params)
+        return risk
+
+    def subset(self, max_examples: int, seed: int = 0) -> "EmpiricalRisk":
+        """The same loss on a fixed random part of the examples, read once and held on the host; on all if so few."""
+        risk = copy.copy(self)
+        if max_examples < self.num_examples:
+            risk._draw(max_examples, seed)
         return risk
 
     def to(self, target: torch.dtype | torch.device | str) -> "EmpiricalRisk":
@@ -265,6 +269,12 @@ class EmpiricalRisk:
                 torch.backends.mha.set_fastpath_enabled(fast_attention)
                 for module, training in modes:
                     module.training = training
+
+    def _draw(self, max_examples: int, seed: int) -> None:
+        before = sum(self.ranks.each(self._own_examples)[: self.ranks.rank])
+        with self.evaluating():
+            self.batches = draw_subset(self._read("cpu"), self.num_examples, max_examples, seed, int(before))
+        self.num_examples = self._count_all()
 
     def _count_all(self) -> int:
         """N over all processes; this process's own examples, which every pass must find again, and batches."""

@@ -33,7 +33,7 @@ class Measure(Protocol):
     """A probe's function. Probes of two solutions take both after the risk.
 
     Of a run folder the arguments `validation` and `test`, where a probe has them, are the risks on the run's other
-    splits, and `resume` is a file for what is done so far.
+    splits, `snapshots` are those that were kept while it trained, and `resume` is a file for what is done so far.
     """
 
     def __call__(

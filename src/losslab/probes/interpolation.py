@@ -4,14 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from losslab.operators.risk import EmpiricalRisk
 from losslab.probes.base import ProbeResult
-from losslab.status import Progress, Status
-
-Solution = nn.Module | dict[str, Tensor] | Tensor
+from losslab.probes.path_samples import PREVIEW, PathSamples, Solution, barrier, status_of
+from losslab.status import Progress, StopRequested
 
 
 @dataclass(frozen=True)
@@ -20,21 +17,33 @@ class InterpolationResult(ProbeResult):
 
     Attributes:
         losses: (A,)
+        accuracies: (A,), the share of right answers; NaN where the targets are not classes.
         barrier: max over the sampled α ∈ [0, 1] of L − max(L(a), L(b)), so a lower bound of the true maximum; 0 if no
             sample lies above the worse end.
+        barrier_over_line: max over the sampled α ∈ [0, 1] of L − ((1−α)L(a) + αL(b)), the height over the straight
+            line between the ends' losses; never below `barrier`.
+        connectivity: 1/(1 + barrier): 1 where nothing separates the two.
         loss_a: L(a).
         loss_b: L(b).
-        distance: ‖b − a‖.
+        distance: The path norm ‖b − a‖.
         best_alpha: Where the smallest loss was met.
+        best_loss: That loss.
+        recalibrated: Whether BatchNorm's statistics were recomputed at each α.
+        num_examples: N.
     """
 
     alphas: np.ndarray
     losses: np.ndarray
+    accuracies: np.ndarray
     barrier: float
+    barrier_over_line: float
+    connectivity: float
     loss_a: float
     loss_b: float
     distance: float
     best_alpha: float
+    best_loss: float
+    recalibrated: bool
     num_examples: int
 
 
@@ -45,64 +54,74 @@ def interpolate(
     /,
     *,
     alphas: Sequence[float] | np.ndarray | None = None,
+    steps: int = 41,
+    recalibrate: bool = False,
     progress: Progress | None = None,
 ) -> InterpolationResult:
     """Is there a barrier between two solutions?  L(φ(α)), φ(α) = (1−α)a + αb, barrier = max L(φ) − max(L(a), L(b)).
 
     The barrier is the maximum over the sampled α ∈ [0, 1] (Draxler et al. 2018; Garipov et al. 2018); the ends
-    themselves are always among them, so it is never negative. Buffers that are real numbers (BatchNorm's running
+    themselves are always among them, so it is never negative. Beside it stands the height over the straight line of
+    the two end losses (Ainsworth et al. 2023, "Git Re-Basin"). Buffers that are real numbers (BatchNorm's running
     statistics) are interpolated with the parameters inside [0, 1] and stay at the nearer end's outside, so that both
-    ends are exactly the given solutions; in between, BatchNorm networks show a barrier that recomputed statistics may
-    remove.
+    ends are exactly the given solutions; in between, BatchNorm networks show a barrier that `recalibrate` may remove.
 
     Args:
         risk: Whose loss and data; its model gives the architecture and is not moved.
         a: One solution: a module, its state dict, or a vector of shape (P,).
         b: The other one.
-        alphas: Where to look; default 41 points on [−0.5, 1.5].
-        progress: Called after each point.
+        alphas: Where to look; default `steps` points on [−0.5, 1.5].
+        steps: How many points where no `alphas` are given; both solutions are added where they are not among them.
+        recalibrate: Recompute BatchNorm's statistics from the risk's data at every α, at both ends too: all points are
+            then treated alike, and the ends may differ from the given solutions, whose statistics are running means.
+        progress: Called after each point. A stop leaves the points known by then, nine at least.
 
     Returns:
-        InterpolationResult. Cost: one forward pass for each α.
+        InterpolationResult. Cost: one forward pass for each α, two with `recalibrate`.
 
     Raises:
-        ValueError: Other shapes or names than the risk's model, or no finite α.
+        ValueError: Other shapes or names than the risk's model, no finite α, or fewer than two steps.
     """
-    grid = np.linspace(-0.5, 1.5, 41) if alphas is None else np.asarray(alphas, dtype=np.float64)
+    samples = PathSamples(risk, a, b, _grid(alphas, steps), recalibrate=recalibrate)
+    try:
+        samples.measure(samples.on_line, progress=progress)
+    except StopRequested:
+        samples.measure(samples.on_line, PREVIEW)
+    return line_result(samples)
+
+
+def line_result(samples: PathSamples) -> InterpolationResult:
+    """What is known of a straight line; both ends must be."""
+    alphas, losses, accuracies = samples.known()
+    loss_a, loss_b = (float(losses[alphas == end][0]) for end in (0.0, 1.0))
+    inside = (alphas >= 0) & (alphas <= 1)
+    above = losses - ((1 - alphas) * loss_a + alphas * loss_b)
+    height = barrier(alphas, losses)
+    best = int(np.nanargmin(losses)) if not np.isnan(losses).all() else 0
+    return InterpolationResult(
+        status=status_of(samples.losses, samples.done),
+        alphas=alphas,
+        losses=losses,
+        accuracies=accuracies,
+        barrier=height,
+        barrier_over_line=float(above[inside].max()),
+        connectivity=1 / (1 + height),
+        loss_a=loss_a,
+        loss_b=loss_b,
+        distance=samples.distance(),
+        best_alpha=float(alphas[best]) if np.isfinite(losses[best]) else float("nan"),
+        best_loss=float(losses[best]),
+        recalibrated=samples.recalibrate,
+        num_examples=samples.risk.num_examples,
+    )
+
+
+def _grid(alphas: Sequence[float] | np.ndarray | None, steps: int) -> np.ndarray:
+    if type(steps) is not int or steps < 2:
+        raise ValueError(f"steps: expected a number >= 2, got {steps!r}")
+    grid = np.linspace(-0.5, 1.5, steps) if alphas is None else np.asarray(alphas, dtype=np.float64)
     if grid.ndim != 1 or not len(grid) or not np.isfinite(grid).all():
         raise ValueError(f"alphas: expected a list of finite numbers, got an array of shape {grid.shape}")
     # np.linspace misses 1 by rounding; an end must be exactly that solution.
     grid = np.where(np.abs(grid - np.round(grid)) < 1e-12, np.round(grid), grid)
-    grid = np.unique(np.concatenate([grid, [0.0, 1.0]]))
-    start, end = risk.space.vector_of(a, "a").detach(), risk.space.vector_of(b, "b").detach()
-    buffers_a, buffers_b = _real_buffers(a, risk.model), _real_buffers(b, risk.model)
-    shared = buffers_a.keys() & buffers_b.keys()
-    losses = np.empty(len(grid))
-    for i, alpha in enumerate(grid):
-        inside = min(max(float(alpha), 0.0), 1.0)
-        buffers = {name: torch.lerp(buffers_a[name], buffers_b[name], inside) for name in shared}
-        losses[i] = risk.loss_at((1 - alpha) * start + alpha * end, buffers)
-        if progress is not None:
-            progress(i + 1, len(grid), f"α = {alpha:.2f}")
-    return _result(risk, grid, losses, float((end - start).double().norm()))
-
-
-def _result(risk: EmpiricalRisk, alphas: np.ndarray, losses: np.ndarray, distance: float) -> InterpolationResult:
-    loss_a, loss_b = (float(losses[alphas == end][0]) for end in (0.0, 1.0))
-    between = losses[(alphas >= 0) & (alphas <= 1)]
-    barrier = float(between.max() - max(loss_a, loss_b))  # NaN where the loss is: max keeps it
-    best = float(alphas[np.nanargmin(losses)]) if np.isfinite(losses).any() else float("nan")
-    status = Status.complete if np.isfinite(losses).all() else Status.nonfinite
-    return InterpolationResult(status, alphas, losses, barrier, loss_a, loss_b, distance, best, risk.num_examples)
-
-
-def _real_buffers(solution: Solution, model: nn.Module) -> dict[str, Tensor]:
-    """The solution's floating-point buffers; none where it is a bare vector (then the risk's model keeps its own)."""
-    names = {name for name, buffer in model.named_buffers() if buffer.is_floating_point()}
-    if isinstance(solution, Tensor):
-        return {}
-    # torch.compile's wrapper names its buffers otherwise.
-    module = getattr(solution, "_orig_mod", solution)
-    state = dict(module.named_buffers()) if isinstance(module, nn.Module) else module
-    device = next(model.parameters()).device
-    return {name: state[name].detach().to(device) for name in names & state.keys()}
+    return np.unique(np.concatenate([grid, [0.0, 1.0]]))

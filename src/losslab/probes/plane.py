@@ -1,8 +1,7 @@
-"""The loss on a line or a plane through the solution."""
+"""The loss on a line or a plane through the solution, or through several."""
 
 import hashlib
-import io
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,29 +10,54 @@ import torch
 from torch import Tensor
 
 from losslab.operators.risk import EmpiricalRisk
+from losslab.probes.affine_loss import AffineLoss
 from losslab.probes.base import ProbeResult
-from losslab.probes.directions import filter_normalized
-from losslab.random import make_generator
-from losslab.records import write_atomically
+from losslab.probes.grid import Grid
+from losslab.probes.plane_axes import Axes, Kind, choose_axes, covering, symmetric
+from losslab.probes.projection import Points, Projection
+from losslab.ranks import ALONE, Ranks
 from losslab.status import Progress, Status
-
-_SAVE_SECONDS = 2.0  # how often an interruptible grid goes to disk
 
 
 @dataclass(frozen=True)
 class LineResult(ProbeResult):
-    """L(θ + αd). `losses` (A,) belongs to `alphas` (A,), in units of the direction's length."""
+    """L(origin + αd). `losses` (A,) belongs to `alphas` (A,), in units of the direction's length.
+
+    The other fields are those of PlaneResult, for one direction.
+    """
 
     alphas: np.ndarray
     losses: np.ndarray
     loss: float
     normalization: str
     seed: int | None
+    distance: float = 1.0
+    length: float = float("nan")
+    value: float | None = None
+    stride: int = 1
+    recalibrated: bool = False
+    points: Projection | None = None
 
 
 @dataclass(frozen=True)
 class PlaneResult(ProbeResult):
-    """L(θ + αd₁ + βd₂). `losses[j, i]` belongs to `betas[j]`, `alphas[i]`; NaN where the loss is NaN."""
+    """L(origin + αd₁ + βd₂). `losses[j, i]` belongs to `betas[j]`, `alphas[i]`; NaN where the loss is NaN.
+
+    Attributes:
+        alphas: (A,) in units of ‖d₁‖. Zero is among them: the origin.
+        betas: (B,) in units of ‖d₂‖.
+        losses: (B, A). Of a plane that was stopped, NaN where nothing was computed.
+        loss: At the origin: the risk's present point; the first of `through`.
+        distance: How far the grid reaches beyond the origin, or beyond the points that it covers.
+        normalization: "filter", "layer", "eigenvectors", "pca", "given" or "solutions".
+        seed: Of random directions.
+        lengths: (2,) ‖d₁‖, ‖d₂‖: what one unit of α and β is in parameter space.
+        cosine: Of the angle between the directions; zero unless they were given.
+        values: (2,) the eigenvalues of "eigenvectors", the shares of variance of "pca"; else None.
+        stride: One row and column in so many, counted from the middle, is complete; 1 in a whole grid.
+        recalibrated: Whether BatchNorm's statistics were computed anew at each point.
+        points: Where the solutions, or the trajectory's points, lie on the plane, and how far from it.
+    """
 
     alphas: np.ndarray
     betas: np.ndarray
@@ -42,163 +66,165 @@ class PlaneResult(ProbeResult):
     distance: float
     normalization: str
     seed: int | None
+    lengths: np.ndarray | None = None
+    cosine: float = 0.0
+    values: np.ndarray | None = None
+    stride: int = 1
+    recalibrated: bool = False
+    points: Projection | None = None
 
 
 def line(
     risk: EmpiricalRisk,
     *,
-    distance: float = 1.0,
+    direction: Kind | Tensor = "filter",
+    through: Points | None = None,
+    trajectory: Points | None = None,
+    distance: float | None = None,
     resolution: int = 41,
-    direction: Tensor | None = None,
+    recalibrate: bool = False,
     seed: int = 0,
+    ranks: Ranks = ALONE,
     resume: str | Path | None = None,
     progress: Progress | None = None,
 ) -> LineResult:
     """What does the loss look like along one direction?  L(θ + αd), α ∈ [−distance, distance].
 
-    The direction is random and filter-normalised, so that α = 1 moves every filter by its own length, unless one of
-    shape (P,) is given. Arguments, errors and cost as for `plane`, with `resolution` forward passes.
+    Arguments, errors and cost as for `plane`, with `resolution` points; `direction` is a kind or a vector of shape
+    (P,), `through` are two solutions.
     """
-    alphas = _axis(distance, resolution)
-    theta = risk.space.vector()
-    first = filter_normalized(risk.space, theta, make_generator(seed))
-    if direction is not None:
-        first = _given(risk, direction)
-    grid = Grid(risk, theta, [first], alphas, np.zeros(1), resume, progress)
-    losses = grid.evaluate()[0]
-    name = "filter" if direction is None else "given"
-    return LineResult(_status(losses), alphas, losses, float(losses[resolution // 2]), name, seed)
+    directions = direction if isinstance(direction, str) else (direction,)
+    _check(distance, resolution)
+    axes = choose_axes(risk, 1, directions, through, trajectory, seed, progress)
+    (alphas,), reach = _coordinates(axes, distance, resolution)
+    grid, status = _evaluated(risk, axes, [alphas], recalibrate, ranks, resume, progress)
+    return LineResult(
+        status,
+        alphas,
+        losses=grid.losses[0],
+        loss=float(grid.losses[0, alphas == 0][0]),
+        normalization=axes.kind,
+        seed=seed,
+        distance=reach,
+        length=float(torch.linalg.vector_norm(axes.directions[0].double())),
+        value=None if axes.values is None else float(axes.values[0]),
+        stride=grid.stride,
+        recalibrated=recalibrate,
+        points=axes.points,
+    )
 
 
 def plane(
     risk: EmpiricalRisk,
     *,
-    distance: float = 1.0,
+    directions: Kind | Sequence[Tensor] = "filter",
+    through: Points | None = None,
+    trajectory: Points | None = None,
+    distance: float | None = None,
     resolution: int = 21,
-    directions: tuple[Tensor, Tensor] | None = None,
+    recalibrate: bool = False,
     seed: int = 0,
+    ranks: Ranks = ALONE,
     resume: str | Path | None = None,
     progress: Progress | None = None,
 ) -> PlaneResult:
     """What does the loss look like around the solution?  L(θ + αd₁ + βd₂) on a square grid.
 
-    Two random directions, filter-normalised and orthogonal (`directions.filter_normalized`), unless two of shape (P,)
-    are given. The same risk, seed and grid give the same values bit for bit, also when interrupted and resumed.
+    The same risk, seed and grid give the same values bit for bit, also when interrupted and resumed. The grid is
+    evaluated coarse to fine: one that is stopped shows the whole area at the `stride` it reached.
 
     Args:
         risk: Where; the model's present parameters are the centre.
-        distance: The grid spans ±distance along both axes; 1 moves every filter by its own length.
+        directions: "filter": random, every filter with the length of the weights' (Li et al. 2018); "layer": the same
+            for whole tensors; "eigenvectors": of the Hessian's two largest eigenvalues; "pca": the principal
+            components of `trajectory`; or two vectors of shape (P,), used as they are. All but those are orthogonal.
+        through: Three solutions (modules, state dicts or vectors): the plane through them, with unit directions and
+            the first as origin.
+        trajectory: Points of a path, to be drawn on the plane by least squares; `points` tells the distance left.
+        distance: The grid spans ±distance along both axes, 1 by default: every filter (or tensor) moves by its own
+            length, or a step of unit length with "eigenvectors". With `through` and "pca", whose directions have unit
+            length too: how far it reaches beyond all points; a quarter of their extent by default.
         resolution: Points a side; odd, so that the centre is one of them.
-        directions: Two directions of one's own, used as they are.
+        recalibrate: Compute BatchNorm's running statistics anew at each point, instead of keeping those of the risk's
+            model. Needed where solutions differ; doubles the cost.
         seed: Of the random directions.
+        ranks: Processes that share the points among them, each with all the data. (Where `risk.ranks` are several, the
+            data are shared, and every process computes at every point.)
         resume: A file for the points done so far. If it belongs to the same grid only the rest is computed; one of
             another grid is ignored and replaced. It is removed when the grid is complete.
         progress: Called after each point.
 
     Returns:
-        PlaneResult. Cost: resolution² forward passes.
+        PlaneResult. Cost: resolution² forward passes; fewer where BatchNorm can be folded or the first layer is linear
+        (`losslab.probes.folding`: a third for an MLP on many inputs). The products for eigenvectors come on top.
 
     Raises:
-        ValueError: distance not above 0, resolution even or below 3, directions of another shape.
+        ValueError: distance not above 0, resolution even or below 3, directions or points of another shape, points that
+            do not span a plane, or weights so that a normalised direction is zero.
     """
-    axis = _axis(distance, resolution)
-    theta, generator = risk.space.vector(), make_generator(seed)
-    if directions is None:
-        first = filter_normalized(risk.space, theta, generator)
-        second = filter_normalized(risk.space, theta, generator, orthogonal_to=first)
-    else:
-        first, second = (_given(risk, direction) for direction in directions)
-    losses = Grid(risk, theta, [first, second], axis, axis, resume, progress).evaluate()
-    centre = float(losses[resolution // 2, resolution // 2])
-    name = "filter" if directions is None else "given"
-    return PlaneResult(_status(losses), axis, axis, losses, centre, distance, name, seed)
+    _check(distance, resolution)
+    axes = choose_axes(risk, 2, directions, through, trajectory, seed, progress)
+    (alphas, betas), reach = _coordinates(axes, distance, resolution)
+    grid, status = _evaluated(risk, axes, [alphas, betas], recalibrate, ranks, resume, progress)
+    first, second = (direction.double() for direction in axes.directions)
+    lengths = torch.stack([torch.linalg.vector_norm(first), torch.linalg.vector_norm(second)])
+    return PlaneResult(
+        status,
+        alphas,
+        betas,
+        losses=grid.losses,
+        loss=float(grid.losses[betas == 0, alphas == 0][0]),
+        distance=reach,
+        normalization=axes.kind,
+        seed=seed,
+        lengths=lengths.cpu().numpy(),
+        cosine=float(first @ second / lengths.prod()),
+        values=axes.values,
+        stride=grid.stride,
+        recalibrated=recalibrate,
+        points=axes.points,
+    )
 
 
-class Grid:
-    """Losses at θ + αd₁ (+ βd₂), row by row; what is done survives an interruption if there is a file for it."""
-
-    def __init__(
-        self,
-        risk: EmpiricalRisk,
-        theta: Tensor,
-        directions: list[Tensor],
-        alphas: np.ndarray,
-        betas: np.ndarray,
-        path: str | Path | None,
-        progress: Progress | None,
-    ):
-        self.risk, self.theta, self.directions = risk, theta, directions
-        self.alphas, self.betas, self.progress = alphas, betas, progress
-        self.path, self.key = Path(path) if path is not None else None, ""
-        self.losses = np.zeros((len(betas), len(alphas)))
-        self.done = np.zeros(self.losses.shape, dtype=bool)
-
-    def evaluate(self) -> np.ndarray:
-        """All losses, (B, A); computes what the file does not hold."""
-        if self.path is not None:
-            self.key = self._key()  # once, here: after an interruption the model may not answer
-            self._load(self.path)
-        last_save = time.monotonic()
-        try:
-            for j, i in np.argwhere(~self.done):
-                self.losses[j, i] = self.risk.loss_at(self._point(j, i))
-                self.done[j, i] = True
-                if self.progress is not None:
-                    self.progress(int(self.done.sum()), self.done.size, "plane")
-                if time.monotonic() - last_save > _SAVE_SECONDS:
-                    self._save()
-                    last_save = time.monotonic()
-        except BaseException:
-            self._save()
-            raise
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-        return self.losses
-
-    def _point(self, j: int, i: int) -> Tensor:
-        # From θ itself each time: a running sum would carry rounding from point to point and depend on the order.
-        point = torch.add(self.theta, self.directions[0], alpha=float(self.alphas[i]))
-        return point if len(self.directions) == 1 else point.add_(self.directions[1], alpha=float(self.betas[j]))
-
-    def _key(self) -> str:
-        """What the grid's values depend on, as a checksum."""
-        digest = hashlib.sha256(f"{self.risk.num_examples} {self.risk.mode} {self.risk.loss():.17g}".encode())
-        for tensor in (self.theta, *self.directions):
-            digest.update(tensor.double().cpu().numpy().tobytes())
-        digest.update(self.alphas.tobytes() + self.betas.tobytes())
-        return digest.hexdigest()
-
-    def _load(self, path: Path) -> None:
-        if not path.is_file():
-            return
-        with np.load(path, allow_pickle=False) as stored:
-            if str(stored["key"]) == self.key:
-                self.losses, self.done = stored["losses"], stored["done"]
-
-    def _save(self) -> None:
-        if self.path is None:
-            return
-        buffer = io.BytesIO()
-        np.savez(buffer, key=np.array(self.key), losses=self.losses, done=self.done)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path, buffer.getvalue())
-
-
-def _axis(distance: float, resolution: int) -> np.ndarray:
-    if not distance > 0:
+def _check(distance: float | None, resolution: int) -> None:
+    if distance is not None and not distance > 0:
         raise ValueError(f"distance: expected a number > 0, got {distance!r}")
     if not isinstance(resolution, int) or resolution < 3 or resolution % 2 == 0:
         raise ValueError(
             f"resolution: expected an odd number >= 3, so that the grid contains its centre; got {resolution!r}"
         )
-    # Integer steps times one spacing: exactly symmetric, and exactly zero in the middle.
-    half = resolution // 2
-    return np.arange(-half, half + 1) * (distance / half)
 
 
-def _given(risk: EmpiricalRisk, direction: Tensor) -> Tensor:
-    return risk.space.check(direction, "direction")
+def _coordinates(axes: Axes, distance: float | None, resolution: int) -> tuple[list[np.ndarray], float]:
+    """The coordinates of each axis, and how far they reach."""
+    count = len(axes.directions)
+    if axes.points is not None and axes.kind in ("solutions", "pca"):
+        return covering(axes.points, distance, resolution, count)
+    reach = 1.0 if distance is None else distance
+    return [symmetric(reach, resolution)] * count, reach
 
 
-def _status(losses: np.ndarray) -> Status:
-    return Status.complete if np.isfinite(losses).all() else Status.nonfinite
+def _evaluated(
+    risk: EmpiricalRisk,
+    axes: Axes,
+    coordinates: list[np.ndarray],
+    recalibrate: bool,
+    ranks: Ranks,
+    resume: str | Path | None,
+    progress: Progress | None,
+) -> tuple[Grid, Status]:
+    alphas, betas = [*coordinates, np.zeros(1)][:2]
+    corners = [(float(alphas[i]), float(betas[j])) for i, j in ((-1, -1), (len(alphas) // 4, len(betas) // 4))]
+    loss = AffineLoss(risk, axes.origin, axes.directions, check=corners, recalibrate=recalibrate)
+    # Once, and before: after an interruption the model may not answer.
+    key = "" if resume is None else _checksum(risk, axes, f"{recalibrate} {loss.kind}")
+    grid = Grid(loss, alphas, betas, key=key, path=resume, progress=progress, ranks=ranks, together=risk.ranks)
+    return grid, grid.evaluate()
+
+
+def _checksum(risk: EmpiricalRisk, axes: Axes, how: str) -> str:
+    """One name for all that the losses depend on."""
+    digest = hashlib.sha256(f"{risk.num_examples} {risk.mode} {risk.loss():.17g} {how}".encode())
+    for vector in (axes.origin, *axes.directions):
+        digest.update(vector.double().cpu().numpy().tobytes())
+    return digest.hexdigest()

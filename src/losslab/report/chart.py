@@ -68,7 +68,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Points:
-    """Markers, with bars y ± error where `error` is given; `x` holds numbers or names of categories."""
+    """Markers, with bars y ± error where `error` is given; `x` holds numbers or names of categories.
+
+    Where `values` are given they are the markers' colours, on a scale that `values_label` names.
+    """
 
     name: str
     x: np.ndarray
@@ -77,6 +80,8 @@ class Points:
     error: np.ndarray | None = None
     joined: bool = False
     legend: bool = True
+    values: np.ndarray | None = None
+    values_label: str = ""
 
 
 @dataclass(frozen=True)

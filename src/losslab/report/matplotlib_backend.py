@@ -48,6 +48,7 @@ def figure(chart: Chart) -> Figure:
                 _contour(figure, axes, series)
             elif isinstance(series, Points):
                 _points(axes, series)
+                _values(figure, axes, series)
             else:
                 _line(axes, series, panel)
         _axes(axes, panel)
@@ -85,6 +86,14 @@ def _points(axes: Any, points: Points) -> None:
         lw=1.2,
         capsize=0,
     )
+
+
+def _values(figure: Figure, axes: Any, points: Points) -> None:
+    """The markers' colours, with a scale of their own below."""
+    if points.values is not None:
+        style = {"cmap": "autumn_r", "edgecolors": "black", "linewidths": 0.5}
+        drawn = axes.scatter(points.x, points.y, c=points.values, s=26, zorder=3, **style)
+        figure.colorbar(drawn, ax=axes, label=points.values_label, location="bottom", shrink=0.7, aspect=40)
 
 
 def _surface(axes: Any, surface: Surface) -> None:

@@ -110,9 +110,17 @@ def _points(points: Points) -> go.Scatter:
         name=name,
         legendgroup=name,
         showlegend=points.legend,
-        marker={"color": points.colour, "size": 8},
+        marker=_marker(points),
         line={"color": points.colour, "width": 1.5},
     )
+
+
+def _marker(points: Points) -> dict[str, Any]:
+    if points.values is None:
+        return {"color": points.colour, "size": 8}
+    bar = {"title": {"text": _text(points.values_label)}, "orientation": "h", "y": -0.32, "thickness": 10, "len": 0.7}
+    edge = {"color": "black", "width": 0.5}
+    return {"color": points.values, "size": 8, "colorscale": "YlOrRd", "showscale": True, "colorbar": bar, "line": edge}
 
 
 def _surface(surface: Surface) -> go.Surface:

@@ -160,6 +160,9 @@ def _sharpness(run: Run) -> Cell:
     note = f"ε = {number(radius, 3)}" if radius else ""
     if note and isinstance(share, float) and math.isfinite(share):
         note += f" ({100 * share:.3g} %)"
+    method = run.get("sharpness.method")
+    if method not in (None, "ball"):
+        note = f"{method}, {note}"
     return _measured(run, "sharpness", number(run.get("sharpness.value")), note)
 
 
@@ -253,9 +256,9 @@ COLUMNS = (
     ),
     Column(
         "sharpness",
-        "max of L(θ + δ) − L(θ) over random points δ of the ball ‖δ‖ ≤ ε",
+        "the largest L(θ + δ) − L(θ) met within ‖δ‖ ≤ ε: at random points, or as the second line says",
         "Large means that small changes of the weights hurt: a narrow minimum.",
-        "Random points miss the worst one, so it is a lower bound; compare at the same ε / ‖θ‖ (in per cent) only.",
+        "Random points miss the worst one, so it is a lower bound; compare one method at one ε / ‖θ‖ (per cent) only.",
         _sharpness,
     ),
     Column(

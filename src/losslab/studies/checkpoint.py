@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
+from losslab.probes.snapshots import Snapshots
 from losslab.records import decode, write_atomically
 from losslab.studies.record import RunFolder, write_json
 
@@ -59,6 +60,11 @@ def load(folder: RunFolder, name: str, model: nn.Module) -> dict[str, Any]:
         reason = " ".join(str(error).split())
         raise ValueError(f"{weights}: not this model's weights: {reason}") from None
     return state
+
+
+def snapshots(folder: RunFolder) -> Snapshots:
+    """The weights that were kept on the way: `snapshots/<step>.safetensors`."""
+    return Snapshots(folder.path / "snapshots")
 
 
 def _paths(folder: RunFolder, name: str) -> tuple[Path, Path]:

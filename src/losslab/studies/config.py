@@ -87,6 +87,22 @@ class ScheduleConfig(_Section):
     warmup_steps: int = Field(default=0, ge=0)
 
 
+class SnapshotsConfig(_Section):
+    """After which steps the weights are kept, for the probe `trajectory`; none by default.
+
+    Attributes:
+        every: After so many steps again and again, with the start and the last step.
+        steps: After these steps; 0 is the start.
+    """
+
+    every: Positive | None = None
+    steps: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(), strict=False)
+
+    def include(self, step: int, *, last: bool) -> bool:
+        """Whether the weights are kept after `step` steps."""
+        return step in self.steps or (self.every is not None and (last or step % self.every == 0))
+
+
 class TrainingConfig(_Section):
     """How long and on what.
 
@@ -96,6 +112,7 @@ class TrainingConfig(_Section):
         precision: Fabric's name. The weights are float32 in all of them.
         clip_norm: Largest norm of the gradient; longer ones are shortened to it. None never does.
         max_steps: Stops sooner, after so many steps. None does not.
+        snapshots: Which weights on the way are kept.
     """
 
     epochs: Positive = 20
@@ -103,6 +120,7 @@ class TrainingConfig(_Section):
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     clip_norm: float | None = Field(default=None, gt=0)
     max_steps: Positive | None = None
+    snapshots: SnapshotsConfig = SnapshotsConfig()
 
 
 class ProbesConfig(_Section):
@@ -184,7 +202,10 @@ def _schema_at(location: Iterable[int | str]) -> dict[str, Any]:
     whole = RunConfig.model_json_schema()
     schema = whole
     for part in location:
-        schema = schema["properties"][part] if isinstance(part, str) else schema["prefixItems"][part]
+        if isinstance(part, str):
+            schema = schema["properties"][part]
+        else:
+            schema = schema["prefixItems"][part] if "prefixItems" in schema else schema["items"]
         if "$ref" in schema:
             schema = whole["$defs"][schema["$ref"].rpartition("/")[2]]
     return schema
@@ -198,6 +219,8 @@ def _described(schema: dict[str, Any]) -> str:
         return "one of " + ", ".join(repr(choice) for choice in schema["enum"])
     if "pattern" in schema:
         return "a name of letters, digits, '.', '_' and '-'"
+    if "items" in schema:
+        return f"a list of numbers, each {_described(schema['items'])}"
     bounds = [f"{sign} {schema[key]}" for key, sign in _BOUNDS.items() if key in schema]
     return " ".join([_NOUNS[schema["type"]], " and ".join(bounds)]).strip()
 

@@ -37,7 +37,7 @@ class DemoSettings:
         }
     )
     weights: Mapping[str, float] = field(
-        default_factory=lambda: {"train": 9, "spectrum": 12, "sharpness": 1, "plane": 5, "noise": 2, "interpolation": 1}
+        default_factory=lambda: {"train": 9, "spectrum": 12, "sharpness": 2, "plane": 5, "noise": 3, "interpolation": 1}
     )
 
 
@@ -55,7 +55,7 @@ QUICK = DemoSettings(
         "plane": {"resolution": 9},
         "noise": {"tol": 1e-2},
     },
-    weights={"train": 2, "spectrum": 1, "sharpness": 0.1, "plane": 0.3, "noise": 0.3, "interpolation": 0.2},
+    weights={"train": 2, "spectrum": 1, "sharpness": 0.3, "plane": 0.3, "noise": 0.4, "interpolation": 0.2},
 )
 
 

@@ -14,11 +14,14 @@ from losslab.probes.base import Probe, ProbeResult
 from losslab.probes.plan import Plan, plan
 from losslab.ranks import ALONE, Ranks
 from losslab.status import Progress
+from losslab.studies import checkpoint
 from losslab.studies.config import suggestion
 from losslab.studies.record import RunFolder
-from losslab.studies.train import LoadedRun, probe_batches
+from losslab.studies.train import LoadedRun, load_run, probe_batches
 
 SPLITS = ("validation", "test")  # arguments of probes that are risks on these splits
+_ON_A_PATH = {"pca", "eigenvectors"}  # directions that a path can be seen on: random ones see nothing of it
+FROM_RUN = (*SPLITS, "snapshots", "trajectory", "ranks")  # arguments of probes that a run, or its processes, give
 
 
 def risk_of(run: LoadedRun, *, split: str | None = None, ranks: Ranks = ALONE, **options: Any) -> EmpiricalRisk:
@@ -29,6 +32,11 @@ def risk_of(run: LoadedRun, *, split: str | None = None, ranks: Ranks = ALONE, *
     """
     batches = list(probe_batches(run, split))[ranks.rank :: ranks.count]
     return EmpiricalRisk(run.model, nn.CrossEntropyLoss(), batches, ranks=ranks, **options)
+
+
+def shares_points(probe: Probe) -> bool:
+    """Whether several processes share this probe's points, each with all the data, instead of the data."""
+    return "ranks" in inspect.signature(probe.measure).parameters
 
 
 def find_probe(name: str) -> Probe:
@@ -50,6 +58,7 @@ def measure(
     settings: Mapping[str, Any] | None = None,
     risk: EmpiricalRisk | None = None,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> ProbeResult:
     """Measure at a run's solution (or between two runs') and write the record.
 
@@ -63,6 +72,7 @@ def measure(
         settings: The probe's keyword arguments.
         risk: A risk made before, to share its data.
         progress: Passed to the probe.
+        ranks: The processes that measure together.
 
     Raises:
         ValueError: An unknown setting (the nearest is suggested), or a solution too few or too many.
@@ -71,16 +81,24 @@ def measure(
         number = "two runs: name the second" if probe.num_solutions == 2 else "one run: name no second"
         raise ValueError(f"probe {probe.name!r} looks at {number}")
     arguments = keyword_arguments(probe, settings or {})
-    folder, label = _place(run, other)
+    folder, label = label_of(run, other)
     risk = risk if risk is not None else risk_of(run)
     parameters = inspect.signature(probe.measure).parameters
     arguments |= {name: risk_of(run, split=name, ranks=risk.ranks) for name in SPLITS if name in parameters}
+    if "snapshots" in parameters:
+        arguments["snapshots"] = checkpoint.snapshots(run.folder)
+    if "through" in arguments:  # names of run folders
+        arguments["through"] = [load_run(path).model for path in arguments["through"]]
+    elif _ON_A_PATH & {arguments.get("directions"), arguments.get("direction")}:
+        arguments["trajectory"] = [snapshot.weights for snapshot in checkpoint.snapshots(run.folder)]
+    if "ranks" in parameters:
+        arguments["ranks"] = ranks
     # Several processes would write the same file.
-    if risk.ranks.count == 1 and "resume" in parameters:
+    if ranks.count == 1 and risk.ranks.count == 1 and "resume" in parameters:
         arguments.setdefault("resume", folder.path / "probes" / probe.name / f"{label}.partial.npz")
     solutions = (run.model, other.model) if other is not None else ()
     result = probe.measure(risk, *solutions, progress=progress, **arguments)
-    if risk.ranks.rank == 0:
+    if ranks.rank == 0 and risk.ranks.rank == 0:
         folder.write_probe(probe.name, label, *result.to_record())
     return result
 
@@ -102,7 +120,7 @@ def keyword_arguments(probe: Probe, settings: Mapping[str, Any]) -> dict[str, An
     parameters = inspect.signature(probe.measure).parameters
     fields = {field.name for field in dataclasses.fields(probe.options)} if probe.options else set()
     known = {name for name, p in parameters.items() if p.kind is not p.POSITIONAL_ONLY}
-    known -= {"risk", "progress", "options", *SPLITS}
+    known -= {"risk", "progress", "options", *FROM_RUN}
     for name in settings:
         if name not in known | fields:
             raise ValueError(f"probe {probe.name!r}: unknown setting {name!r}, {suggestion(name, known | fields)}")
@@ -112,7 +130,8 @@ def keyword_arguments(probe: Probe, settings: Mapping[str, Any]) -> dict[str, An
     return arguments
 
 
-def _place(run: LoadedRun, other: LoadedRun | None) -> tuple[RunFolder, str]:
+def label_of(run: LoadedRun, other: LoadedRun | None = None) -> tuple[RunFolder, str]:
+    """The folder that a record goes to, and its label there."""
     if other is None:
         return run.folder, str(run.step)
     here, there = Path(run.folder.path).resolve(), Path(other.folder.path).resolve()

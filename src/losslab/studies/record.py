@@ -1,6 +1,6 @@
 """The run folder: what a run leaves on disk, and the only thing that probing and reporting know of training.
 
-    config.json  environment.json  metrics.jsonl  checkpoints/  probes/<probe>/<label>.json + .npz
+    config.json  environment.json  metrics.jsonl  checkpoints/  snapshots/  probes/<probe>/<label>.json + .npz
 
 A study folder holds run folders and, for what was measured between them, a `probes/` of its own. Nothing here
 needs torch, so a report can be made where there is none. Every file but the growing `metrics.jsonl` appears
@@ -26,6 +26,7 @@ _LEFT_BY_A_RUN = (
     "metrics.jsonl",
     "report.html",
     "checkpoints",
+    "snapshots",
     "probes",
     "figures",
 )

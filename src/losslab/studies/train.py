@@ -38,6 +38,7 @@ def train(
     validation split *after* it; `seconds` counts training only. Checkpoints: "last", and "best" by validation
     accuracy. The test split is evaluated once, with the last weights. When the training loss is not finite,
     training ends and the final row says `"diverged": true`. Ctrl-C writes the checkpoint of now and is raised again.
+    Weights on the way are kept as `training.snapshots` says.
 
     Args:
         config: What to train, on what, how.
@@ -54,6 +55,7 @@ def train(
     validation = Batches(data.validation, config.dataset.eval_batch_size)
     test = Batches(data.test, config.dataset.eval_batch_size)
     epoch, best, note = _Epoch(), (-math.inf, -math.inf), ""
+    total = _total_steps(config, batches)
     with _seeded(config.seed, fabric.device):
         network = build_model(config.model, data.input_shape, data.num_classes)
         # 0.65-0.72 of the default layout's time for convolutions on a CPU; other layers do not notice.
@@ -62,10 +64,14 @@ def train(
         folder.write_config(config.model_dump(mode="json"))
         folder.write_environment(environment(seed=config.seed, device=fabric.device))
         try:
+            _set_rate(optimizer, config, 0, total)
+            _keep(config, folder, network, optimizer, 0, last=False)
             for step in _steps(fabric, config, model, optimizer, batches):
                 epoch.add(step)
+                ends = step.number == total or not step.finite
+                _keep(config, folder, network, optimizer, step.number, last=ends)
                 if progress is not None:
-                    progress(step.number, _total_steps(config, batches), note)
+                    progress(step.number, total, note)
                 if not step.ends_epoch:
                     continue
                 loss, accuracy = evaluate(model, validation)
@@ -169,9 +175,7 @@ def _steps(
     while number < total and finite:
         for inputs, targets in batches:
             started = time.perf_counter()
-            rate = config.optimizer.lr * rate_factor(config.schedule, number, total)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            rate = _set_rate(optimizer, config, number, total)
             model.train()
             logits = model(inputs)
             loss = cross_entropy(logits, targets)
@@ -196,6 +200,14 @@ def _steps(
             )
             if last:
                 break
+
+
+def _set_rate(optimizer: Optimizer, config: RunConfig, number: int, total: int) -> float:
+    """The learning rate of step `number`, counted from 0, for all parameters."""
+    rate = config.optimizer.lr * rate_factor(config.schedule, number, total)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
 
 
 def _total_steps(config: RunConfig, batches: Batches) -> int:
@@ -237,6 +249,14 @@ class _Epoch:
 
 def _correct(logits: Tensor, targets: Tensor) -> int:
     return int((logits.argmax(1) == targets).sum())
+
+
+def _keep(
+    config: RunConfig, folder: RunFolder, network: nn.Module, optimizer: Optimizer, step: int, *, last: bool
+) -> None:
+    """Keep the weights after `step` steps if the configuration asks for them."""
+    if config.training.snapshots.include(step, last=last):
+        checkpoint.snapshots(folder).take(step, network, optimizer)
 
 
 def _log(sinks: Iterable[Sink], step: int, row: dict[str, Any]) -> None:
