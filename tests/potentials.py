@@ -40,9 +40,7 @@ def muller_brown(points: Tensor) -> Tensor:
     x0, y0 = (1.0, 0.0, -0.5, -1.0), (0.0, 0.5, 1.5, 1.0)
     x, y = points[:, 0], points[:, 1]
     terms = zip(strength, a, b, c, x0, y0, strict=True)
-    return sum(
-        s * torch.exp(i * (x - u) ** 2 + j * (x - u) * (y - v) + k * (y - v) ** 2) for s, i, j, k, u, v in terms
-    )
+    return sum(s * torch.exp(i * (x - u) ** 2 + j * (x - u) * (y - v) + k * (y - v) ** 2) for s, i, j, k, u, v in terms)
 
 
 MINIMUM_A, MINIMUM_B = (-0.5582236346, 1.4417258418), (0.6234994049, 0.0280377585)

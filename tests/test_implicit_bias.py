@@ -85,6 +85,7 @@ def test_closed_form_on_quadratics(sizes, reduction):
     for name, value in expected.items():
         np.testing.assert_allclose(getattr(result, name), [value], rtol=1e-10, err_msg=name)
     assert (result.num_batches, result.num_examples, result.status) == (3, sum(sizes), Status.complete)
+    assert f"modified loss         {result.modified[0]:.4g}" in str(result)
 
 
 def mean_epoch(losses, theta: torch.Tensor, eta: float) -> np.ndarray:

@@ -200,7 +200,7 @@ def test_filters_tile_exactly_the_tensors_of_two_or_more_dimensions():
     space = ParameterSpace(assorted())
     covered = torch.zeros(space.size)
     for filters in space.filters(covered):
-        filters += 1
+        filters.add_(1)
     for name, view in space.named_views(covered).items():
         dimensions = dict(space.module.named_parameters())[name].ndim
         assert view.unique().tolist() == [1.0 if dimensions >= 2 else 0.0], name

@@ -107,6 +107,8 @@ class _Quick:
 
     def __init__(self, risk: EmpiricalRisk, network: nn.Module, weights: Affine | None, first: First):
         self.risk, self.network, self.weights, self.first = risk, network, weights, first
+        with risk.evaluating():
+            self.batches = [(batch, risk.batch_weight(count)) for batch, count in risk.read()]
 
     def share(self, alpha: float, beta: float) -> Tensor:
         """This process's share of the loss."""
@@ -115,10 +117,10 @@ class _Quick:
             self.weights.at(alpha, beta)
         total = torch.zeros((), dtype=torch.float64, device=risk.device)
         with risk.evaluating():
-            for index, (batch, count) in enumerate(risk.read()):
+            for index, (batch, weight) in enumerate(self.batches):
                 for module, outputs in self.first:
                     module.outputs = outputs[index].at(alpha, beta)
-                total += _loss(risk, self.network, batch) * risk.batch_weight(count)
+                total += _loss(risk, self.network, batch) * weight
         return total
 
 

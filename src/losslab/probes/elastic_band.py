@@ -112,8 +112,9 @@ def elastic_band(
         progress: Called after each step, and after each judgement of the path.
 
     Returns:
-        ElasticBandResult. Cost: (n−2) gradients and 2 forward passes on one batch a step; (n−1)·10 + 1 forward passes
-        over all data for the straight line and after each cycle, twice as many with BatchNorm. Memory: 4 n·P numbers.
+        ElasticBandResult. Cost: (n−2) gradients and 2 forward passes on one batch a step (n gradients where pivots go
+        as a stack); (n−1)·10 + 1 forward passes over all data for the straight line and after each cycle, twice as many
+        with BatchNorm. Memory: about 8 n·P numbers.
 
     Raises:
         ValueError: Other shapes or names than the risk's model; num_nodes below 3; an unknown schedule, or one with

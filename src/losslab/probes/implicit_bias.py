@@ -53,6 +53,18 @@ class ImplicitBiasResult(ProbeResult):
     num_batches: int
     num_examples: int
 
+    def __str__(self) -> str:
+        return (
+            f"loss                  {self.losses[-1]:.4g} (the last of {len(self.losses)} points)\n"
+            f"modified loss         {self.modified[-1]:.4g}: {self.gd_penalties[-1]:.3g} of the mean gradient and "
+            f"{self.noise_penalties[-1]:.3g} of the batches' noise more\n"
+            f"step                  {self.gradient_steps[-1]:.3g}, bent by {self.sgd_corrections[-1]:.3g}; by "
+            f"{self.gd_corrections[-1]:.3g} with all examples in one batch, {self.quoted_corrections[-1]:.3g} as quoted\n"
+            f"cosines               {self.batch_cosines[-1]:.3f} between batches, {self.penalty_cosines[-1]:.3f} between "
+            f"loss and penalty\n"
+            f"cost and status       {self.num_batches} batches, η = {self.learning_rate:g}, {self.status}"
+        )
+
 
 def implicit_bias(
     risk: EmpiricalRisk,
