@@ -96,7 +96,7 @@ def _one_by_one(
         model.zero_grad()
         loss = loss_fn(model(x), y)
         loss.backward()
-        return float(loss), torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None])
+        return float(loss.detach()), torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None])
 
     began = time.perf_counter()
     path = relax_one_by_one(evaluate, list(straight(start, end, num_nodes).path), steps=steps, lr=0.01)

@@ -92,7 +92,8 @@ class GeneralizationOptions:
     Attributes:
         num_samples: Weights drawn at each σ of the search, and again for the bound.
         confidence: Of the bound.
-        num_nodes: Lanczos steps for the effective dimension, a run.
+        num_nodes: Lanczos steps for the effective dimension, a run. What they cannot resolve near z is not in its
+            error: far too few give another number (docs/generalization.md).
         num_probes: Runs for the part of the spectrum that the first does not locate.
     """
 

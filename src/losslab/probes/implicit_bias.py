@@ -59,9 +59,10 @@ class ImplicitBiasResult(ProbeResult):
             f"modified loss         {self.modified[-1]:.4g}: {self.gd_penalties[-1]:.3g} of the mean gradient and "
             f"{self.noise_penalties[-1]:.3g} of the batches' noise more\n"
             f"step                  {self.gradient_steps[-1]:.3g}, bent by {self.sgd_corrections[-1]:.3g}; by "
-            f"{self.gd_corrections[-1]:.3g} with all examples in one batch, {self.quoted_corrections[-1]:.3g} as quoted\n"
-            f"cosines               {self.batch_cosines[-1]:.3f} between batches, {self.penalty_cosines[-1]:.3f} between "
-            f"loss and penalty\n"
+            f"{self.gd_corrections[-1]:.3g} with one batch of all examples, "
+            f"{self.quoted_corrections[-1]:.3g} as quoted\n"
+            f"cosines               {self.batch_cosines[-1]:.3f} between batches, "
+            f"{self.penalty_cosines[-1]:.3f} between loss and penalty\n"
             f"cost and status       {self.num_batches} batches, η = {self.learning_rate:g}, {self.status}"
         )
 

@@ -200,7 +200,7 @@ def assignment(spec: PermutationSpec, group: int, found: Similarity) -> Permutat
             units[i, j] += table[i, np.arange(len(order)), j, order].sum()
     change[group] = _best(units)
     for index, order in orders.items():
-        change[index] = order[np.arange(n), np.arange(n)]
+        change[index] = order[np.arange(n), change[group]]
     return change
 
 
