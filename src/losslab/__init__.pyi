@@ -16,11 +16,11 @@ from .params import ParameterSpace as ParameterSpace
 from .probes import PROBES as PROBES
 from .probes.alignment import align as align
 from .probes.alignment import permuted as permuted
-from .probes.elastic_band import ElasticBandOptions as ElasticBandOptions
-from .probes.elastic_band import elastic_band as elastic_band
 from .probes.chain_training import CurveOptions as CurveOptions
 from .probes.convergence import convergence as convergence
 from .probes.curve import curve as curve
+from .probes.elastic_band import ElasticBandOptions as ElasticBandOptions
+from .probes.elastic_band import elastic_band as elastic_band
 from .probes.generalization import GeneralizationOptions as GeneralizationOptions
 from .probes.generalization import generalization as generalization
 from .probes.implicit_bias import implicit_bias as implicit_bias

@@ -123,12 +123,30 @@ class NetworkPotential:
         return share.detach(), self.risk.space.flatten(gradient)
 
     def _stacked_shares(self, points: Tensor, batch: Any, count: int) -> Tensor:
-        return vmap(lambda point: self.risk.batch_share(self.risk.space.named_views(point), batch, count))(points)
+        return self._stack(self._leaves(points), batch, count)
 
     def _stacked_gradients(self, points: Tensor, batch: Any, count: int) -> tuple[Tensor, Tensor]:
-        leaf = points.detach().clone().requires_grad_()
-        shares = self._stacked_shares(leaf, batch, count)  # the ends too: a pass of their own takes longer
-        return shares.detach(), torch.autograd.grad(shares.sum(), leaf)[0][1:-1].contiguous()
+        leaves = {name: tensor.requires_grad_() for name, tensor in self._leaves(points).items()}
+        shares = self._stack(leaves, batch, count)  # the ends too: a pass of their own takes longer
+        gradients = torch.autograd.grad(shares.sum(), list(leaves.values()), allow_unused=True)
+        slopes = torch.zeros_like(points[1:-1])
+        for place, gradient in zip(slopes.split(self.risk.space.sizes, dim=1), gradients, strict=True):
+            if gradient is not None:
+                place.view_as(gradient[1:-1]).copy_(gradient[1:-1])
+        return shares.detach(), slopes
+
+    def _leaves(self, points: Tensor) -> dict[str, Tensor]:
+        """The points' parameters by name, one stack (n, …) each.
+
+        Slices of one (n, P) would make the backward pass fill an array of that size for each of them.
+        """
+        space = self.risk.space
+        pieces = points.detach().split(space.sizes, dim=1)
+        stacks = [piece.reshape(-1, *shape) for piece, shape in zip(pieces, space.shapes, strict=True)]
+        return dict(zip(space.names, stacks, strict=True))
+
+    def _stack(self, leaves: dict[str, Tensor], batch: Any, count: int) -> Tensor:
+        return vmap(lambda parameters: self.risk.batch_share(parameters, batch, count))(leaves)
 
     def _attempt(self, together: Callable[..., Found], *arguments: Any) -> Found | None:
         """What the stacked pass returns; None, from then on, where it does not work."""
