@@ -59,7 +59,7 @@ def kl_inverse(error: float, limit: float) -> float:
     """The largest p with kl(q‖p) = q ln(q/p) + (1−q) ln((1−q)/(1−p)) ≤ c, for q = `error` and c = `limit`.
 
     >>> round(kl_inverse(0.0, 0.1), 6), round(kl_inverse(0.1, 0.05), 4)      # 1 − e⁻⁰·¹ where q is 0
-    (0.095163, 0.2168)
+    (0.095163, 0.2201)
     """
     if not (0 <= error <= 1 and limit >= 0):
         return math.nan
