@@ -3,7 +3,7 @@
 The baseline is the loop that one would write, as the published implementation does: for each pivot in turn a batch from
 the loader, the pivot's weights into the module, one backward pass (at the ends only a forward pass); then each pivot's
 tangent and projection. Both sides move the same number of pivots by the same rule (the baseline's is
-`losslab.probes.band_reference`), from the same start, with the same batch size.
+`losslab.probes.paths.band_reference`), from the same start, with the same batch size.
 """
 
 import itertools
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from losslab import EmpiricalRisk
-from losslab.probes.band import Relaxation, straight
-from losslab.probes.band_reference import relax_one_by_one
-from losslab.probes.band_schedule import ElasticBandOptions, schedule_of
 from losslab.probes.partial import PartialFile
-from losslab.probes.potential import NetworkPotential
+from losslab.probes.paths.band import Relaxation, straight
+from losslab.probes.paths.band_reference import relax_one_by_one
+from losslab.probes.paths.band_schedule import ElasticBandOptions, schedule_of
+from losslab.probes.paths.potential import NetworkPotential
 from losslab.studies.models import SimpleCNN
 
 # name -> input shape, layers of an MLP (None: SimpleCNN of width 16), batch size, pivots

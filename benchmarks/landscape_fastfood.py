@@ -18,7 +18,7 @@ from table import machine, markdown, publish, spread
 from torch import Tensor, nn
 
 from losslab.params import ParameterSpace
-from losslab.probes.subspaces import Subspace, random_subspace
+from losslab.probes.subspaces.subspaces import Subspace, random_subspace
 
 KINDS = ("fastfood", "dense", "sparse")
 

@@ -17,7 +17,7 @@ from table import installed, markdown, spread
 from torch import Tensor, nn
 
 from losslab import EmpiricalRisk, plane
-from losslab.probes.directions import filter_normalized
+from losslab.probes.planes.directions import filter_normalized
 from losslab.random import make_generator
 from losslab.studies.models import SimpleCNN
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from cases import normal
 from losslab.operators.risk import EmpiricalRisk
-from losslab.probes.band import Relaxation, straight
-from losslab.probes.band_schedule import ElasticBandOptions, schedule_of
 from losslab.probes.partial import PartialFile
+from losslab.probes.paths.band import Relaxation, straight
+from losslab.probes.paths.band_schedule import ElasticBandOptions, schedule_of
 
 
 class Analytic:

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from cases import Case, Tied, Tokens, classes, conv_batchnorm, mlp, normal, paired, seeded
 from losslab.operators.batch_statistics import batch_statistics
 from losslab.operators.risk import EmpiricalRisk
-from losslab.probes.affine_loss import AffineLoss, held
-from losslab.probes.directions import filter_normalized
 from losslab.probes.plane import plane
+from losslab.probes.planes.affine_loss import AffineLoss, held
+from losslab.probes.planes.directions import filter_normalized
 from losslab.random import make_generator
 from untouched import assert_untouched
 
@@ -210,7 +210,7 @@ class Slow:
 def test_data_are_read_once_where_they_fit(monkeypatch, free, expected):
     case = paired(nn.Sequential(nn.Tanh(), mlp()), nn.CrossEntropyLoss(), normal(7, 4), classes(7), [3, 4])
     risk = EmpiricalRisk(case.model, case.loss_fn, Slow(case.batches), check=False)
-    monkeypatch.setattr("losslab.probes.affine_loss.free_bytes", lambda device: free)
+    monkeypatch.setattr("losslab.probes.planes.affine_loss.free_bytes", lambda device: free)
     before = risk.batches.passes
     losses = plane(risk, resolution=3).losses
     assert risk.batches.passes - before == expected

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import potentials
-from losslab.probes.band_reference import relax_one_by_one
-from losslab.probes.tangents import lengths, nudged
+from losslab.probes.paths.band_reference import relax_one_by_one
+from losslab.probes.paths.tangents import lengths, nudged
 from losslab.status import Status, StopRequested
 from potentials import MINIMUM_A, MINIMUM_B, MINIMUM_C, SADDLE_1, SADDLE_2, curvy_valley, muller_brown, relaxation
 
@@ -151,7 +151,7 @@ def test_interrupted_while_it_moves_keeps_the_last_whole_state(tmp_path, monkeyp
     """Between the optimizer's step and the redistribution the pivots are of no use."""
     file = tmp_path / "band.npz"
     first = relaxation(muller_brown, MINIMUM_A, MINIMUM_B, 5, SCHEDULE, resume=file)
-    monkeypatch.setattr("losslab.probes.band.redistributed", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("losslab.probes.paths.band.redistributed", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         first.run()
     assert not file.exists()

@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from cases import classes, conv_batchnorm, mlp, normal, paired, seeded
 from losslab.operators.batch_statistics import batch_statistics
 from losslab.operators.risk import EmpiricalRisk
-from losslab.probes.chain_training import CurveOptions
-from losslab.probes.chains import CHAINS, Chain, bernstein, hats
 from losslab.probes.curve import CurveResult, curve
 from losslab.probes.interpolation import interpolate
+from losslab.probes.paths.chain_training import CurveOptions
+from losslab.probes.paths.chains import CHAINS, Chain, bernstein, hats
 from losslab.report import charts as figures
 from losslab.report import matplotlib_backend, plotly_backend
 from losslab.report.chart import Line

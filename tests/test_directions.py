@@ -7,8 +7,8 @@ from torch import nn
 
 from cases import Tied, classes, mlp, normal, paired, seeded
 from losslab.params import ParameterSpace
-from losslab.probes.directions import filter_normalized, layer_normalized
 from losslab.probes.plane import line, plane
+from losslab.probes.planes.directions import filter_normalized, layer_normalized
 from losslab.random import make_generator
 
 

@@ -15,10 +15,10 @@ from losslab.operators.batch_statistics import batch_statistics, own_batch_stati
 from losslab.operators.minibatches import minibatch_loss, minibatches
 from losslab.operators.risk import EmpiricalRisk
 from losslab.probes import PROBES
-from losslab.probes.band_reference import relax_one_by_one
-from losslab.probes.band_schedule import SCHEDULES, Cycle, ElasticBandOptions, Schedule, schedule_of
 from losslab.probes.elastic_band import elastic_band
-from losslab.probes.potential import NetworkPotential
+from losslab.probes.paths.band_reference import relax_one_by_one
+from losslab.probes.paths.band_schedule import SCHEDULES, Cycle, ElasticBandOptions, Schedule, schedule_of
+from losslab.probes.paths.potential import NetworkPotential
 from losslab.status import Status, StopRequested
 from losslab.studies.probing import keyword_arguments
 from potentials import trained_pair

@@ -11,9 +11,9 @@ from torch import nn
 import report_folders as folders
 from cases import classes, mlp, normal, paired
 from losslab.operators.risk import EmpiricalRisk
-from losslab.probes.grid import Grid
 from losslab.probes.plane import PlaneResult, line, plane
-from losslab.probes.projection import Projection
+from losslab.probes.planes.grid import Grid
+from losslab.probes.planes.projection import Projection
 from losslab.ranks import ALONE, Ranks
 from losslab.report import matplotlib_backend, plotly_backend
 from losslab.report.chart import Contour, Points

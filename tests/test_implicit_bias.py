@@ -13,7 +13,7 @@ from torch.func import functional_call, grad
 from cases import classes, conv_batchnorm, gen, mlp, normal, paired, seeded
 from losslab.operators.risk import EmpiricalRisk
 from losslab.probes.implicit_bias import implicit_bias
-from losslab.probes.snapshots import Snapshots
+from losslab.probes.trajectories.snapshots import Snapshots
 from losslab.report import matplotlib_backend, plotly_backend
 from losslab.report.charts.implicit_bias import implicit_bias as charts
 from losslab.report.contents import read

@@ -16,10 +16,10 @@ import report_folders as folders
 from cases import CASES, classes, conv_batchnorm, gen, mlp, normal, paired, seeded
 from losslab.operators.accuracy import score_at
 from losslab.operators.risk import EmpiricalRisk
-from losslab.probes.dimension_search import Goal, bootstrap_interval, dimensions_up_to, smallest_dimension
-from losslab.probes.initialization import initial_point
 from losslab.probes.intrinsic_dimension import IntrinsicDimensionOptions, intrinsic_dimension
-from losslab.probes.subspaces import random_subspace
+from losslab.probes.subspaces.dimension_search import Goal, bootstrap_interval, dimensions_up_to, smallest_dimension
+from losslab.probes.subspaces.initialization import initial_point
+from losslab.probes.subspaces.subspaces import random_subspace
 from losslab.records import to_record
 from losslab.report import matplotlib_backend, plotly_backend
 from losslab.report.charts import charts

@@ -8,9 +8,9 @@ from torch import nn
 from cases import classes, conv_batchnorm, mlp, normal, paired, seeded
 from losslab.operators.risk import EmpiricalRisk
 from losslab.params import ParameterSpace
-from losslab.probes import directions
-from losslab.probes.directions import filter_normalized
 from losslab.probes.plane import line, plane
+from losslab.probes.planes import directions
+from losslab.probes.planes.directions import filter_normalized
 from losslab.random import make_generator
 from losslab.status import Status
 

@@ -8,7 +8,7 @@ from torch import nn
 from cases import classes, mlp, normal, paired
 from losslab.operators.risk import EmpiricalRisk
 from losslab.probes.plane import line, plane
-from losslab.probes.projection import principal, project, spanned
+from losslab.probes.planes.projection import principal, project, spanned
 from losslab.status import Status
 
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from cases import normal, seeded
 from losslab.operators.risk import EmpiricalRisk
-from losslab.probes.ascent import ascend
-from losslab.probes.neighbourhood import Neighbourhood
+from losslab.probes.balls.ascent import ascend
+from losslab.probes.balls.neighbourhood import Neighbourhood
 from losslab.probes.sharpness import SharpnessOptions, sharpness
 from losslab.report import matplotlib_backend
 from losslab.report.charts.sharpness import sharpness as figure

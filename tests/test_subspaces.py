@@ -9,9 +9,9 @@ from torch import nn
 
 from cases import conv_batchnorm, gen, mlp, normal, seeded
 from losslab.params import ParameterSpace
-from losslab.probes import subspaces
-from losslab.probes.fastfood import Fastfood, hadamard_transform
-from losslab.probes.subspaces import random_subspace
+from losslab.probes.subspaces import subspaces
+from losslab.probes.subspaces.fastfood import Fastfood, hadamard_transform
+from losslab.probes.subspaces.subspaces import random_subspace
 
 KINDS = ["fastfood", "sparse", "dense"]
 

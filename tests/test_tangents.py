@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from cases import normal
-from losslab.probes.band_reference import spread, tangent_at
-from losslab.probes.path_profile import PathProfile, inserted, insertions, profile_of
-from losslab.probes.tangents import lengths, nudged, redistributed, tangents
+from losslab.probes.paths.band_reference import spread, tangent_at
+from losslab.probes.paths.path_profile import PathProfile, inserted, insertions, profile_of
+from losslab.probes.paths.tangents import lengths, nudged, redistributed, tangents
 
 CORNER = torch.tensor([[0.0, 0.0], [4.0, 0.0], [4.0, 1.0]], dtype=torch.float64)  # long step right, short step up
 

@@ -16,12 +16,12 @@ from cases import Tied, classes, conv_batchnorm, mlp, normal, paired, seeded
 from losslab.operators.dense import DenseOperator
 from losslab.operators.risk import EmpiricalRisk
 from losslab.params import ParameterSpace
-from losslab.probes import waypoint as module
-from losslab.probes.path_pca import path_of, random_walk_variances
-from losslab.probes.snapshots import Snapshot, Snapshots
-from losslab.probes.stability import UpdateRule, update_rule
+from losslab.probes.trajectories import waypoint as module
+from losslab.probes.trajectories.path_pca import path_of, random_walk_variances
+from losslab.probes.trajectories.snapshots import Snapshot, Snapshots
+from losslab.probes.trajectories.stability import UpdateRule, update_rule
+from losslab.probes.trajectories.waypoint import TrajectoryOptions
 from losslab.probes.trajectory import trajectory
-from losslab.probes.waypoint import TrajectoryOptions
 from losslab.report import matplotlib_backend, plotly_backend
 from losslab.report.charts.trajectory import trajectory as figure
 from losslab.report.contents import read

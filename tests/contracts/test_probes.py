@@ -15,15 +15,15 @@ from torch.nn import functional as F
 from cases import Case, classes, conv_batchnorm, mlp, normal, paired, seeded
 from losslab.operators.risk import EmpiricalRisk
 from losslab.probes import PROBES
-from losslab.probes.chain_training import CurveOptions
-from losslab.probes.chains import bernstein
 from losslab.probes.elastic_band import ElasticBandOptions
 from losslab.probes.generalization import GeneralizationOptions
 from losslab.probes.intrinsic_dimension import IntrinsicDimensionOptions
-from losslab.probes.snapshots import Snapshots
+from losslab.probes.paths.chain_training import CurveOptions
+from losslab.probes.paths.chains import bernstein
 from losslab.probes.spectrum import SpectrumOptions
-from losslab.probes.subspaces import random_subspace
-from losslab.probes.waypoint import TrajectoryOptions
+from losslab.probes.subspaces.subspaces import random_subspace
+from losslab.probes.trajectories.snapshots import Snapshots
+from losslab.probes.trajectories.waypoint import TrajectoryOptions
 from losslab.status import Status
 from losslab.studies.record import RunFolder
 from untouched import assert_untouched

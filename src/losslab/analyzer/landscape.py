@@ -19,8 +19,8 @@ from losslab.operators.risk import EmpiricalRisk
 from losslab.probes.interpolation import interpolate
 from losslab.probes.plane import PlaneResult, plane
 from losslab.probes.sharpness import SharpnessOptions, sharpness
-from losslab.probes.snapshots import Snapshots
 from losslab.probes.spectrum import SpectrumOptions, SpectrumResult, spectrum
+from losslab.probes.trajectories.snapshots import Snapshots
 from losslab.probes.trajectory import trajectory
 from losslab.report import matplotlib_backend
 from losslab.report.chart import Chart

@@ -2,7 +2,6 @@
 
 from losslab.probes.alignment import AlignmentResult, align
 from losslab.probes.base import Probe
-from losslab.probes.chain_training import CurveOptions
 from losslab.probes.convergence import ConvergenceResult, convergence
 from losslab.probes.curve import CurveResult, curve
 from losslab.probes.elastic_band import ElasticBandOptions, ElasticBandResult, elastic_band
@@ -16,12 +15,13 @@ from losslab.probes.intrinsic_dimension import (
 )
 from losslab.probes.kernel import KernelResult, kernel
 from losslab.probes.noise import NoiseResult, gradient_noise
+from losslab.probes.paths.chain_training import CurveOptions
 from losslab.probes.perturbation import PerturbationResult, perturbation
 from losslab.probes.plane import LineResult, PlaneResult, line, plane
 from losslab.probes.sharpness import SharpnessOptions, SharpnessResult, sharpness
 from losslab.probes.spectrum import SpectrumOptions, SpectrumResult, spectrum
+from losslab.probes.trajectories.waypoint import TrajectoryOptions
 from losslab.probes.trajectory import TrajectoryResult, trajectory
-from losslab.probes.waypoint import TrajectoryOptions
 
 PROBES = {
     probe.name: probe

@@ -13,7 +13,7 @@ from losslab.probes.activations import match_activations
 from losslab.probes.base import ProbeResult
 from losslab.probes.full_state import full_state, tied
 from losslab.probes.matching import State, match_weights
-from losslab.probes.path_samples import PREVIEW, PathSamples, Solution, barrier, status_of
+from losslab.probes.paths.path_samples import PREVIEW, PathSamples, Solution, barrier, status_of
 from losslab.probes.permutations import Permutations, PermutationSpec
 from losslab.probes.repair import Repair
 from losslab.probes.tracing import permutation_spec, running_statistics

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from losslab.operators.risk import EmpiricalRisk
-from losslab.probes.band import Relaxation, straight
-from losslab.probes.band_schedule import ElasticBandOptions, Schedule, schedule_of
 from losslab.probes.base import ProbeResult
 from losslab.probes.partial import PartialFile
-from losslab.probes.potential import NetworkPotential
+from losslab.probes.paths.band import Relaxation, straight
+from losslab.probes.paths.band_schedule import ElasticBandOptions, Schedule, schedule_of
+from losslab.probes.paths.potential import NetworkPotential
 from losslab.status import Progress, Status, worst
 
 

@@ -15,7 +15,7 @@ from losslab.operators.minibatches import minibatch_loss
 from losslab.operators.risk import EmpiricalRisk
 from losslab.probes.base import ProbeResult
 from losslab.probes.elsewhere import Solution, moved
-from losslab.probes.snapshots import Snapshot
+from losslab.probes.trajectories.snapshots import Snapshot
 from losslab.status import Progress, Status, StopRequested
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from losslab.operators.risk import EmpiricalRisk
 from losslab.probes.base import ProbeResult
-from losslab.probes.path_samples import PREVIEW, PathSamples, Solution, barrier, status_of
+from losslab.probes.paths.path_samples import PREVIEW, PathSamples, Solution, barrier, status_of
 from losslab.status import Progress, StopRequested
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from losslab.operators.risk import EmpiricalRisk
 from losslab.probes.base import ProbeResult
-from losslab.probes.dimension_search import (
+from losslab.probes.subspaces.dimension_search import (
     Baseline,
     Goal,
     bootstrap_interval,
@@ -18,9 +18,9 @@ from losslab.probes.dimension_search import (
     goal_of,
     smallest_dimension,
 )
-from losslab.probes.subspace_training import MakeOptimizer
-from losslab.probes.subspaces import KINDS, Kind
-from losslab.probes.trainings import FULL, Recipe, Trainings, TrialTable, scaled_adam, table_of
+from losslab.probes.subspaces.subspace_training import MakeOptimizer
+from losslab.probes.subspaces.subspaces import KINDS, Kind
+from losslab.probes.subspaces.trainings import FULL, Recipe, Trainings, TrialTable, scaled_adam, table_of
 from losslab.status import Progress, Status, StopRequested, worst
 
 
@@ -86,7 +86,7 @@ class IntrinsicDimensionOptions:
     """How the network is trained, and how finely the dimension is searched.
 
     Attributes:
-        projection: "fastfood", "sparse" or "dense" (`losslab.probes.subspaces`).
+        projection: "fastfood", "sparse" or "dense" (`losslab.probes.subspaces.subspaces`).
         start: θ₀: "initial", each module's own random initialisation, or "present", the model as it is.
         steps: Of the optimizer in each training, one batch a step. The answer depends on it: more steps, fewer
             dimensions.

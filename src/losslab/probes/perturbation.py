@@ -10,8 +10,8 @@ from torch import Tensor
 
 from losslab.operators.finite_difference import hessian_of
 from losslab.operators.risk import EmpiricalRisk
+from losslab.probes.balls.neighbourhood import Neighbourhood
 from losslab.probes.base import ProbeResult
-from losslab.probes.neighbourhood import Neighbourhood
 from losslab.probes.parabola import fit, valid_to
 from losslab.probes.stages import Stages
 from losslab.random import gaussian, make_generator

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from losslab.operators.risk import EmpiricalRisk
-from losslab.probes.affine_loss import AffineLoss
 from losslab.probes.base import ProbeResult
-from losslab.probes.grid import Grid
-from losslab.probes.plane_axes import Axes, Kind, choose_axes, covering, symmetric
-from losslab.probes.projection import Points, Projection
+from losslab.probes.planes.affine_loss import AffineLoss
+from losslab.probes.planes.grid import Grid
+from losslab.probes.planes.plane_axes import Axes, Kind, choose_axes, covering, symmetric
+from losslab.probes.planes.projection import Points, Projection
 from losslab.ranks import ALONE, Ranks
 from losslab.status import Progress, Status
 
@@ -156,7 +156,7 @@ def plane(
 
     Returns:
         PlaneResult. Cost: resolution² forward passes; fewer where BatchNorm can be folded or the first layer is linear
-        (`losslab.probes.folding`: a third for an MLP on many inputs). The products for eigenvectors come on top.
+        (`losslab.probes.planes.folding`: a third for an MLP on many inputs). The products for eigenvectors come on top.
 
     Raises:
         ValueError: distance not above 0, resolution even or below 3, directions or points of another shape, points that

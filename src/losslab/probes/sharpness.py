@@ -7,9 +7,9 @@ from typing import Literal, get_args
 import numpy as np
 
 from losslab.operators.risk import EmpiricalRisk
+from losslab.probes.balls.neighbourhood import Neighbourhood, Norm
+from losslab.probes.balls.rises import Search
 from losslab.probes.base import ProbeResult
-from losslab.probes.neighbourhood import Neighbourhood, Norm
-from losslab.probes.rises import Search
 from losslab.status import Progress
 
 Method = Literal["ball", "average", "ascent", "adaptive"]

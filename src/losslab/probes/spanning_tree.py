@@ -17,7 +17,7 @@ from losslab.operators.risk import EmpiricalRisk
 from losslab.probes.base import ProbeResult
 from losslab.probes.elastic_band import elastic_band
 from losslab.probes.partial import PartialFile
-from losslab.probes.potential import NetworkPotential
+from losslab.probes.paths.potential import NetworkPotential
 from losslab.status import Progress, Status, StopRequested, worst
 
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from losslab.operators.risk import EmpiricalRisk
 from losslab.probes.base import ProbeResult
-from losslab.probes.path_pca import PathGeometry, path_of
-from losslab.probes.snapshots import Snapshot
-from losslab.probes.waypoint import Survey, TrajectoryOptions
+from losslab.probes.trajectories.path_pca import PathGeometry, path_of
+from losslab.probes.trajectories.snapshots import Snapshot
+from losslab.probes.trajectories.waypoint import Survey, TrajectoryOptions
 from losslab.status import Progress, worst
 
 # A field of Waypoint -> the array of a result.

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from losslab.probes.snapshots import Snapshots
+from losslab.probes.trajectories.snapshots import Snapshots
 from losslab.records import decode, write_atomically
 from losslab.studies.record import RunFolder, write_json
 

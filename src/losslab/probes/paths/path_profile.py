@@ -7,8 +7,8 @@ import torch
 from scipy.integrate import trapezoid
 from torch import Tensor
 
-from losslab.probes.potential import Potential
-from losslab.probes.tangents import lengths
+from losslab.probes.paths.potential import Potential
+from losslab.probes.paths.tangents import lengths
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from losslab.probes.trainings import FULL, Trainings, Trial
+from losslab.probes.subspaces.trainings import FULL, Trainings, Trial
 
 Baseline = float | Literal["full"]
 _RESAMPLES = 10_000  # of the bootstrap: its 2.5 % is then known to 0.2 %

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from losslab.memory import free_bytes
 from losslab.params import ParameterSpace
-from losslab.probes.fastfood import Fastfood
+from losslab.probes.subspaces.fastfood import Fastfood
 from losslab.random import gaussian, make_generator
 
 Kind = Literal["fastfood", "sparse", "dense"]

@@ -16,10 +16,10 @@ from torch import Tensor
 from losslab.operators.accuracy import Score, score_at
 from losslab.operators.batch_statistics import batch_statistics
 from losslab.operators.risk import EmpiricalRisk
-from losslab.probes.initialization import initial_point
 from losslab.probes.partial import PartialFile
-from losslab.probes.subspace_training import State, train_in_subspace
-from losslab.probes.subspaces import Kind, Subspace, Whole, random_subspace
+from losslab.probes.subspaces.initialization import initial_point
+from losslab.probes.subspaces.subspace_training import State, train_in_subspace
+from losslab.probes.subspaces.subspaces import Kind, Subspace, Whole, random_subspace
 from losslab.status import Progress
 
 FULL = -1  # stands for training of all parameters, without a projection

@@ -9,7 +9,7 @@ from losslab.operators.base import LinearOperator
 from losslab.operators.finite_difference import hessian_of
 from losslab.operators.rescaled import Rescaled
 from losslab.operators.risk import EmpiricalRisk
-from losslab.probes.neighbourhood import Neighbourhood
+from losslab.probes.balls.neighbourhood import Neighbourhood
 from losslab.solvers.lanczos import eigenpairs
 from losslab.solvers.trace import trace
 from losslab.status import Progress, Status

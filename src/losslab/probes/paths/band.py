@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from losslab.probes.band_schedule import Cycle, ElasticBandOptions, Schedule
 from losslab.probes.partial import PartialFile
-from losslab.probes.path_profile import PathProfile, inserted, insertions, profile_of
-from losslab.probes.potential import Potential, Slope
-from losslab.probes.tangents import nudged, redistributed
+from losslab.probes.paths.band_schedule import Cycle, ElasticBandOptions, Schedule
+from losslab.probes.paths.path_profile import PathProfile, inserted, insertions, profile_of
+from losslab.probes.paths.potential import Potential, Slope
+from losslab.probes.paths.tangents import nudged, redistributed
 from losslab.status import Progress, Status, StopRequested
 
 _SEEDS = 1_000_003  # between the cycles' seeds: further than a cycle has passes over the data

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from losslab.probes.snapshots import Snapshot
+from losslab.probes.trajectories.snapshots import Snapshot
 
 _COMPONENTS = 10  # of the explained variance that are kept
 

@@ -17,8 +17,8 @@ from losslab.operators.finite_difference import hessian_of
 from losslab.operators.risk import EmpiricalRisk
 from losslab.probes.partial import PartialFile
 from losslab.probes.sharpness import SharpnessOptions, sharpness
-from losslab.probes.snapshots import Snapshot
-from losslab.probes.stability import UpdateRule
+from losslab.probes.trajectories.snapshots import Snapshot
+from losslab.probes.trajectories.stability import UpdateRule
 from losslab.solvers.lanczos import eigenpairs
 from losslab.status import Progress, Status, StopRequested, worst
 

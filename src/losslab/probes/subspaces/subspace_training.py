@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from losslab.operators.minibatches import minibatch_loss, minibatches
 from losslab.operators.risk import EmpiricalRisk
-from losslab.probes.subspaces import Subspace
+from losslab.probes.subspaces.subspaces import Subspace
 
 MakeOptimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
 State = dict[str, Any]  # what training goes on from: the steps done, v, the optimizer's state

@@ -13,7 +13,7 @@ from torch import Tensor
 from losslab.operators.batch_statistics import own_batch_statistics
 from losslab.operators.minibatches import minibatch_loss, minibatches
 from losslab.operators.risk import EmpiricalRisk
-from losslab.probes.chains import Chain
+from losslab.probes.paths.chains import Chain
 from losslab.random import make_generator
 
 

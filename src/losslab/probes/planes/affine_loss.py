@@ -12,8 +12,8 @@ from losslab.memory import free_bytes
 from losslab.operators import batches as kinds
 from losslab.operators.batch_statistics import batch_statistics
 from losslab.operators.risk import EmpiricalRisk
-from losslab.probes import folding
-from losslab.probes.folding import Affine, Given
+from losslab.probes.planes import folding
+from losslab.probes.planes.folding import Affine, Given
 
 First = list[tuple[Given, list[Affine]]]  # modules that stand for first layers, with what these give on each batch
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}  # of the loss: what rounding explains far from a minimum
@@ -24,7 +24,7 @@ class AffineLoss:
     """(a, b) ↦ L(θ + a·d₁ + b·d₂), many times. The twin of the plain loop `risk.loss_at(θ + a·d₁ + b·d₂)`.
 
     In eval mode, and without `recalibrate`, a copy of the network is called whose weights are written in place. In it
-    BatchNorm is folded and first layers are multiplied once for all points (`losslab.probes.folding`). It must give the
+    BatchNorm is folded and first layers are multiplied once for all points (`folding`). It must give the
     plain loop's loss at the places `check`, else it is not used. The same coordinates give the same bits, whatever was
     asked before.
 

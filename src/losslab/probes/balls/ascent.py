@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from losslab.operators.risk import EmpiricalRisk
-from losslab.probes.neighbourhood import Neighbourhood
+from losslab.probes.balls.neighbourhood import Neighbourhood
 from losslab.status import Progress, StopRequested
 
 # Steps in units of the radius. The first is Auto-PGD's (Croce & Hein 2020); long ones on a curved ball make a power

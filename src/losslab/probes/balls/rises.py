@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from losslab.operators.risk import EmpiricalRisk
-from losslab.probes.ascent import ascend
-from losslab.probes.groups import groups
-from losslab.probes.neighbourhood import Neighbourhood
-from losslab.probes.prediction import EXPECTED_MATVECS, Prediction, predict
+from losslab.probes.balls.ascent import ascend
+from losslab.probes.balls.groups import groups
+from losslab.probes.balls.neighbourhood import Neighbourhood
+from losslab.probes.balls.prediction import EXPECTED_MATVECS, Prediction, predict
 from losslab.probes.stages import Stages
 from losslab.random import make_generator
 from losslab.status import Progress, Status, StopRequested, worst

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from losslab.operators.hessian import Hessian
 from losslab.operators.risk import EmpiricalRisk
-from losslab.probes.directions import filter_normalized, layer_normalized
-from losslab.probes.projection import Points, Projection, points_of, principal, project, spanned
+from losslab.probes.planes.directions import filter_normalized, layer_normalized
+from losslab.probes.planes.projection import Points, Projection, points_of, principal, project, spanned
 from losslab.random import make_generator
 from losslab.solvers.lanczos import eigenpairs
 from losslab.status import Progress, Status, StopRequested

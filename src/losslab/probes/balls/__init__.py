@@ -1,0 +1,1 @@
+"""The neighbourhood of a solution: balls, points in them, ascents, predictions."""

@@ -1,0 +1,1 @@
+"""Paths between two solutions: chains with control points, and elastic bands."""

@@ -1,0 +1,1 @@
+"""Lines and planes: directions, coordinates, and grids of losses on them."""

@@ -1,0 +1,1 @@
+"""Training in random subspaces, and the search for the smallest that does."""

@@ -1,0 +1,1 @@
+"""Snapshots of a training and what is measured at each."""
