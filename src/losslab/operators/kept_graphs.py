@@ -121,3 +121,19 @@ class KeptGraphs(Generic[AnyGraph]):
                 f"batches: expected the same batches in the same order on every pass, got another batch {index}; "
                 "pass list(batches) or a loader that does not shuffle"
             )
+
+
+class KeepsGraphs:
+    """What an operator tells of the graphs that it keeps in `_graphs`."""
+
+    _graphs: KeptGraphs[Any]
+
+    @property
+    def num_kept(self) -> int:
+        """How many batches' graphs are kept at present."""
+        return len(self._graphs.kept)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory that they take."""
+        return sum(graph.num_bytes() for graph in self._graphs.kept)

@@ -12,7 +12,7 @@ from losslab.operators.base import LinearOperator
 from losslab.operators.double_backward import CheapDoubleBackward
 from losslab.operators.example_gradients import ExampleJacobian, Examples, backward_flops
 from losslab.operators.gradient_graph import explained
-from losslab.operators.kept_graphs import KeptGraphs
+from losslab.operators.kept_graphs import KeepsGraphs, KeptGraphs
 from losslab.operators.linearized import Linearized
 from losslab.operators.risk import EmpiricalRisk
 from losslab.ranks import Split
@@ -21,7 +21,7 @@ _VECTORS = 64  # at once where the matrix is made by products: Jᵀu takes P num
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of outputs in batches against one by one; else 5e-2
 
 
-class NeuralTangentKernel(LinearOperator):
+class NeuralTangentKernel(KeepsGraphs, LinearOperator):
     """Which outputs move together when the parameters do?  Θ = JJᵀ,  J = ∂f/∂θ with the outputs f of all examples.
 
     The neural tangent kernel (Jacot et al. 2018) on the risk's examples, at the point where the model is when this is
@@ -64,16 +64,6 @@ class NeuralTangentKernel(LinearOperator):
     def split(self) -> Split:
         """Each process holds the entries of its own examples."""
         return self._split
-
-    @property
-    def num_kept(self) -> int:
-        """How many batches' graphs are kept at present."""
-        return len(self._graphs.kept)
-
-    @property
-    def kept_bytes(self) -> int:
-        """Memory that they take."""
-        return sum(graph.num_bytes() for graph in self._graphs.kept)
 
     def matmat_part(self, part: Tensor) -> Tensor:
         """This process's rows of ΘU from its rows of U: (local n, k) to (local n, k)."""

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from losslab.operators.base import LinearOperator
-from losslab.operators.kept_graphs import Graph, KeptGraphs
+from losslab.operators.kept_graphs import Graph, KeepsGraphs, KeptGraphs
 from losslab.operators.risk import EmpiricalRisk
 from losslab.ranks import Split
 
 
-class RiskOperator(LinearOperator):
+class RiskOperator(KeepsGraphs, LinearOperator):
     """A = Σ_b A_b over batches: each batch's part comes from a graph, kept within the risk's `graph_memory`.
 
     A subclass names the `kind` of graph. A is fixed at the point where the model is when this is made: training the
@@ -33,16 +33,6 @@ class RiskOperator(LinearOperator):
     def split(self) -> Split:
         """Even parts over the risk's processes."""
         return self._split
-
-    @property
-    def num_kept(self) -> int:
-        """How many batches' graphs are kept at present."""
-        return len(self._graphs.kept)
-
-    @property
-    def kept_bytes(self) -> int:
-        """Memory that they take."""
-        return sum(graph.num_bytes() for graph in self._graphs.kept)
 
     def batch_forms(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """vᵀA_b v of each batch b of this process, (B, k), for the columns v of (P, k); and the examples in each, (B,).
