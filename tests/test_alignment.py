@@ -11,10 +11,10 @@ from torch import nn
 from alignment_nets import NETS, net_risk, other
 from cases import classes, normal, paired, seeded
 from losslab.probes.alignment import align, permuted
-from losslab.probes.full_state import full_state
 from losslab.probes.interpolation import interpolate
-from losslab.probes.repair import Repair
-from losslab.probes.tracing import permutation_spec
+from losslab.probes.permutations.full_state import full_state
+from losslab.probes.permutations.repair import Repair
+from losslab.probes.permutations.tracing import permutation_spec
 from losslab.records import to_record
 from losslab.report import matplotlib_backend
 from losslab.report.charts.alignment import alignment

@@ -10,9 +10,9 @@ from torch import nn
 from alignment_nets import NETS, net_risk
 from cases import classes, gen, normal, paired, seeded
 from losslab.operators.risk import EmpiricalRisk
-from losslab.probes import layer_rules, tracing
-from losslab.probes.permutations import PermutationSpec
-from losslab.probes.tracing import permutation_spec
+from losslab.probes.permutations import layer_rules, tracing
+from losslab.probes.permutations.permutations import PermutationSpec
+from losslab.probes.permutations.tracing import permutation_spec
 from losslab.studies import vision
 from losslab.studies.config import ModelConfig
 from losslab.studies.models import build_model

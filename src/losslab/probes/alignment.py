@@ -9,14 +9,14 @@ import numpy as np
 from torch import Tensor
 
 from losslab.operators.risk import EmpiricalRisk
-from losslab.probes.activations import match_activations
 from losslab.probes.base import ProbeResult
-from losslab.probes.full_state import full_state, tied
-from losslab.probes.matching import State, match_weights
 from losslab.probes.paths.path_samples import PREVIEW, PathSamples, Solution, barrier, status_of
-from losslab.probes.permutations import Permutations, PermutationSpec
-from losslab.probes.repair import Repair
-from losslab.probes.tracing import permutation_spec, running_statistics
+from losslab.probes.permutations.activations import match_activations
+from losslab.probes.permutations.full_state import full_state, tied
+from losslab.probes.permutations.matching import State, match_weights
+from losslab.probes.permutations.permutations import Permutations, PermutationSpec
+from losslab.probes.permutations.repair import Repair
+from losslab.probes.permutations.tracing import permutation_spec, running_statistics
 from losslab.status import Progress, Status, StopRequested, worst
 
 

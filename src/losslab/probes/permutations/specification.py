@@ -5,9 +5,9 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from losslab.probes.axis_rules import Axes
-from losslab.probes.permutations import Factor, Group, Layout, PermutationSpec, Segment
-from losslab.probes.unification import Axis, atoms, fix
+from losslab.probes.permutations.axis_rules import Axes
+from losslab.probes.permutations.permutations import Factor, Group, Layout, PermutationSpec, Segment
+from losslab.probes.permutations.unification import Axis, atoms, fix
 
 
 def specification(

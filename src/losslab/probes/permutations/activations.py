@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from losslab.operators.risk import EmpiricalRisk
-from losslab.probes.matching import Similarity, State, assignment, match_weights, nothing
-from losslab.probes.permutations import Factor, Layout, Permutations, PermutationSpec, blocks, groups_of
-from losslab.probes.tracing import module_calls
+from losslab.probes.permutations.matching import Similarity, State, assignment, match_weights, nothing
+from losslab.probes.permutations.permutations import Factor, Layout, Permutations, PermutationSpec, blocks, groups_of
+from losslab.probes.permutations.tracing import module_calls
 
 
 def match_activations(

@@ -7,7 +7,7 @@ returns the results' axes; None where the operation does not fit, so that every 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from losslab.probes.unification import Axis, unify
+from losslab.probes.permutations.unification import Axis, unify
 
 Axes = list[Axis]
 Shapes = list[tuple[int, ...]]

@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from losslab.operators.batch_statistics import own_batch_statistics
 from losslab.operators.risk import EmpiricalRisk
-from losslab.probes.permutations import PermutationSpec, groups_of
-from losslab.probes.tracing import module_calls
+from losslab.probes.permutations.permutations import PermutationSpec, groups_of
+from losslab.probes.permutations.tracing import module_calls
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Statistics = dict[str, list[tuple[int, Tensor, Tensor]]]  # layer -> for each call: samples, means, deviations

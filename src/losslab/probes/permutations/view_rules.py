@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from losslab.probes.axis_rules import Axes, Rule, Shapes, broadcast, dims_of, placed, rules
-from losslab.probes.unification import Axis, cut, fix, product, reshape, total
+from losslab.probes.permutations.axis_rules import Axes, Rule, Shapes, broadcast, dims_of, placed, rules
+from losslab.probes.permutations.unification import Axis, cut, fix, product, reshape, total
 
 RULES: dict[str, Rule] = {}
 _rule = rules(RULES)

@@ -14,12 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from losslab.operators.batches import tensors_of
 from losslab.operators.risk import EmpiricalRisk
-from losslab.probes import layer_rules, view_rules
-from losslab.probes.axis_rules import Axes, Rule, placed
-from losslab.probes.layer_rules import pointwise
-from losslab.probes.permutations import PermutationSpec
-from losslab.probes.specification import specification
-from losslab.probes.unification import Axis, atoms, fix
+from losslab.probes.permutations import layer_rules, view_rules
+from losslab.probes.permutations.axis_rules import Axes, Rule, placed
+from losslab.probes.permutations.layer_rules import pointwise
+from losslab.probes.permutations.permutations import PermutationSpec
+from losslab.probes.permutations.specification import specification
+from losslab.probes.permutations.unification import Axis, atoms, fix
 
 RULES = layer_rules.RULES | view_rules.RULES
 _READS_VALUES = ("_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select", "allclose", "_unique2")

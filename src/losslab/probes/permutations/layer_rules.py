@@ -3,8 +3,8 @@
 import re
 from typing import Any
 
-from losslab.probes.axis_rules import Axes, Rule, Shapes, broadcast, dims_of, is_axes, placed, rules
-from losslab.probes.unification import Axis, fix, product, reshape, unify
+from losslab.probes.permutations.axis_rules import Axes, Rule, Shapes, broadcast, dims_of, is_axes, placed, rules
+from losslab.probes.permutations.unification import Axis, fix, product, reshape, unify
 
 RULES: dict[str, Rule] = {}
 _rule = rules(RULES)

@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from losslab.probes.permutations import Permutations, PermutationSpec, blocks
+from losslab.probes.permutations.permutations import Permutations, PermutationSpec, blocks
 
 MAX_SWEEPS = 100
 _LEAST_GAIN = 1e-12  # as in the authors' program: below it, rounding could go in circles
