@@ -315,3 +315,19 @@ def test_landscape_plane(printed, load, monkeypatch):
     assert cells[4:6] == ["≤ 1.1", "not installed"]
     assert float(cells[7]) < 1e-5
     assert row(text, "MLP 784-200-200-10, 8 examples")[4] == "≤ 0.4"
+
+
+def test_landscape_fastfood(load):
+    text = "\n".join(load("landscape_fastfood").fastfood(2000, (5,), rounds=1, repeats=1))
+    for kind in ("fastfood", "dense", "sparse"):
+        assert f"| 5 | {kind} |" in text
+
+
+def test_landscape_band(load, monkeypatch):
+    script = load("landscape_band")
+    cases = {"MLP": ((6,), (6, 5, 10), 4, 3), "CNN": ((3, 4, 4), None, 2, 3)}
+    monkeypatch.setattr(script, "CASES", cases)
+    lines = script.band(rounds=1, steps=2)
+    for name in cases:
+        (row,) = [line for line in lines if line.startswith(f"| {name} |")]
+        assert float(row.split("|")[-2]) < 1e-3  # both sides move the pivots alike
