@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+# A point of weight space as users hold it: a module, its state dict, or a vector of shape (P,).
+Solution = nn.Module | Mapping[str, Tensor] | Tensor
+
 
 class ParameterSpace:
     """The trainable parameters of a module, in `named_parameters` order, as coordinates of R^P.
@@ -97,7 +100,7 @@ class ParameterSpace:
             raise ValueError(f"{name}: expected a tensor of shape ({self.size},), one entry a parameter; got {got}")
         return vector.to(device=self.device, dtype=self.dtype)
 
-    def vector_of(self, source: nn.Module | Mapping[str, Tensor] | Tensor, name: str = "vector") -> Tensor:
+    def vector_of(self, source: Solution, name: str = "vector") -> Tensor:
         """The point that another module of the same architecture, its state dict, or a vector stands for."""
         if isinstance(source, Tensor):
             return self.check(source, name)

@@ -9,8 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from losslab.operators.risk import EmpiricalRisk
+from losslab.params import Solution
 from losslab.probes.base import ProbeResult
-from losslab.probes.paths.path_samples import PREVIEW, PathSamples, Solution, barrier, status_of
+from losslab.probes.paths.path_samples import PREVIEW, PathSamples, barrier, status_of
 from losslab.probes.permutations.activations import match_activations
 from losslab.probes.permutations.full_state import full_state, tied
 from losslab.probes.permutations.matching import State, match_weights

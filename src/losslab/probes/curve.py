@@ -11,12 +11,13 @@ from scipy.integrate import trapezoid
 from torch import Tensor
 
 from losslab.operators.risk import EmpiricalRisk
+from losslab.params import Solution
 from losslab.probes.base import ProbeResult
 from losslab.probes.interpolation import InterpolationResult, line_result
 from losslab.probes.partial import PartialFile
 from losslab.probes.paths.chain_training import ChainTraining, CurveOptions
 from losslab.probes.paths.chains import CHAINS, Chain
-from losslab.probes.paths.path_samples import PREVIEW, PathSamples, Solution, barrier, status_of
+from losslab.probes.paths.path_samples import PREVIEW, PathSamples, barrier, status_of
 from losslab.status import Progress, Status, StopRequested, worst
 
 

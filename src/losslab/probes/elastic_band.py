@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from losslab.operators.risk import EmpiricalRisk
+from losslab.params import Solution
 from losslab.probes.base import ProbeResult
 from losslab.probes.partial import PartialFile
 from losslab.probes.paths.band import Relaxation, straight
@@ -70,8 +71,8 @@ class ElasticBandResult(ProbeResult):
 
 def elastic_band(
     risk: EmpiricalRisk,
-    a: nn.Module | dict[str, Tensor] | Tensor,
-    b: nn.Module | dict[str, Tensor] | Tensor,
+    a: Solution,
+    b: Solution,
     /,
     *,
     schedule: str | Schedule | Sequence[Any] = "quick",

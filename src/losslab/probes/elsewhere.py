@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from losslab.operators.risk import EmpiricalRisk
-
-Solution = nn.Module | dict[str, Tensor] | Tensor
+from losslab.params import Solution
 
 
 @torch.no_grad()

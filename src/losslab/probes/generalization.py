@@ -10,9 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from losslab.operators.accuracy import guessing_accuracy
 from losslab.operators.finite_difference import hessian_of
 from losslab.operators.risk import EmpiricalRisk
+from losslab.params import Solution
 from losslab.probes.base import ProbeResult
 from losslab.probes.effective_dimension import effective_dimension
-from losslab.probes.elsewhere import Solution
 from losslab.probes.pac_bayes import PacBayes, Posterior, pac_bayes
 from losslab.probes.split_score import SplitScore, score_split
 from losslab.solvers.budget import Budget

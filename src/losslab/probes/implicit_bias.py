@@ -13,8 +13,9 @@ from losslab.operators.gradient_graph import GradientGraph
 from losslab.operators.kept_graphs import KeptGraphs
 from losslab.operators.minibatches import minibatch_loss
 from losslab.operators.risk import EmpiricalRisk
+from losslab.params import Solution
 from losslab.probes.base import ProbeResult
-from losslab.probes.elsewhere import Solution, moved
+from losslab.probes.elsewhere import moved
 from losslab.probes.trajectories.snapshots import Snapshot
 from losslab.status import Progress, Status, StopRequested
 

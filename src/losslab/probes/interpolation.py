@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from losslab.operators.risk import EmpiricalRisk
+from losslab.params import Solution
 from losslab.probes.base import ProbeResult
-from losslab.probes.paths.path_samples import PREVIEW, PathSamples, Solution, barrier, status_of
+from losslab.probes.paths.path_samples import PREVIEW, PathSamples, barrier, status_of
 from losslab.status import Progress, StopRequested
 
 

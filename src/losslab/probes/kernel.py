@@ -9,9 +9,10 @@ from torch import Tensor
 
 from losslab.operators.kernel import NeuralTangentKernel
 from losslab.operators.risk import EmpiricalRisk
+from losslab.params import Solution
 from losslab.probes.base import ProbeResult
 from losslab.probes.convergence import departure
-from losslab.probes.elsewhere import Solution, moved
+from losslab.probes.elsewhere import moved
 from losslab.probes.kernel_alignment import centred_alignment, label_quotient
 from losslab.probes.kernel_training import SquaredError, linearised_errors, network_errors, predicted_errors
 from losslab.status import Progress, Status, StopRequested

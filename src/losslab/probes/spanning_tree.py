@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
-from torch import Tensor, nn
+from torch import Tensor
 
 from losslab.operators.risk import EmpiricalRisk
+from losslab.params import Solution
 from losslab.probes.base import ProbeResult
 from losslab.probes.elastic_band import elastic_band
 from losslab.probes.partial import PartialFile
@@ -45,7 +46,7 @@ class SpanningTreeResult(ProbeResult):
 
 def spanning_tree(
     risk: EmpiricalRisk,
-    minima: Sequence[nn.Module | dict[str, Tensor] | Tensor],
+    minima: Sequence[Solution],
     *,
     max_paths: int | None = None,
     seed: int = 0,

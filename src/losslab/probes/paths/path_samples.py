@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from losslab.operators.accuracy import Score, score_at
 from losslab.operators.batch_statistics import batch_statistics
 from losslab.operators.risk import EmpiricalRisk
+from losslab.params import Solution
 from losslab.status import Progress, Status
 
-Solution = nn.Module | dict[str, Tensor] | Tensor
 PREVIEW = 9  # positions that a stopped measurement still has: the two solutions, and what lies coarsely between
 
 

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from losslab.operators.risk import EmpiricalRisk
-from losslab.probes.paths.path_samples import Solution
+from losslab.params import Solution
 
 
 def full_state(risk: EmpiricalRisk, solution: Solution, name: str) -> dict[str, Tensor]:

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from losslab.params import ParameterSpace
+from losslab.params import ParameterSpace, Solution
 
-Solution = nn.Module | dict[str, Tensor] | Tensor
 Points = Sequence[Solution] | Tensor
 
 
