@@ -505,7 +505,9 @@ def test_bad_options(settings, message):
         IntrinsicDimensionOptions(**settings)
 
 
-@pytest.mark.parametrize(("optimizer", "message"), [("sgd", "got 'sgd'"), (lambda v: v, "got list")], ids=["name", "list"])
+@pytest.mark.parametrize(
+    ("optimizer", "message"), [("sgd", "got 'sgd'"), (lambda v: v, "got list")], ids=["name", "list"]
+)
 def test_an_optimizer_that_is_none(optimizer, message):
     with pytest.raises(TypeError, match=f"optimizer: expected a function .*{message}"):
         intrinsic_dimension(separable()[0], dimension=3, optimizer=optimizer)
