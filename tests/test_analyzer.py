@@ -1,8 +1,10 @@
 """The analyzer answers with losslab's own functions, under the names that its users know; the seed's snippets run."""
 
 import numpy as np
+import pandas
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -12,6 +14,7 @@ from cases import classes, mlp, normal, seeded
 from losslab.analyzer import LandscapeMetrics, LossLandscapeAnalyzer, compare_architectures
 from losslab.analyzer.metrics import BARRIER, CONDITION, NEGATIVE, SHARPNESS
 from losslab.status import Status
+from losslab.studies.architectures import DeepNet, DenseNet, ResNetWithSkips, ShallowNet
 from untouched import assert_untouched
 
 TRAIN = [(normal(6, 4), classes(6)), (normal(3, 4, seed=5), classes(3, seed=6))]
@@ -201,3 +204,44 @@ def test_quick_start(tmp_path):
         assert "nan" not in line
     made.visualize_2d_landscape(resolution=5, save_path=tmp_path / "my_landscape.png")
     assert (tmp_path / "my_landscape.png").is_file()
+
+
+def test_architecture_snippet():
+    """The founding document's comparison of four networks, its table included."""
+    images = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    loader = DataLoader(TensorDataset(images, torch.arange(12) % 10), batch_size=6)
+    nets = {"Shallow": ShallowNet, "Deep": DeepNet, "ResNet": ResNetWithSkips, "DenseNet": DenseNet}
+    results = {}
+    for name, net in nets.items():
+        model = seeded(lambda net=net: net(width=4))
+        made = loss_landscape_analysis.LossLandscapeAnalyzer(model, loader, loader, nn.CrossEntropyLoss())
+        results[name] = made.full_analysis(num_eigenvalues=2)
+    frame = pandas.DataFrame(
+        {
+            name: {
+                "Condition Number": metrics.condition_number,
+                "Sharpness": metrics.sharpness,
+                "Flatness": metrics.flatness,
+                "Spectral Gap": metrics.spectral_gap,
+                "Negative Eigenvalues": metrics.num_negative_eigenvalues,
+            }
+            for name, metrics in results.items()
+        }
+    ).T
+    assert frame.notna().all().all()
+    assert len(frame.to_markdown().splitlines()) == 6
+
+
+def test_trajectory_and_connectivity_snippets():
+    """The founding document's plots and prints: what they index and format is there."""
+    made = analyzer()
+    optimizer = torch.optim.SGD(made.model.parameters(), lr=0.01, momentum=0.9)
+    found = made.analyze_optimization_trajectory(optimizer=optimizer, num_steps=12, track_interval=2)
+    axes = Figure().subplots(1, 3)
+    axes[0].plot(found["steps"], found["losses_train"], label="Train")
+    axes[0].plot(found["steps"], found["losses_test"], label="Test")
+    axes[1].plot(found["steps"], found["grad_norms"])
+    axes[2].plot(found["steps"][::5], found["sharpness"])
+    connectivity = made.compute_mode_connectivity(mlp().double(), num_points=5)
+    for key in ("barrier_height", "connectivity_score", "path_norm"):
+        assert np.isfinite(float(f"{connectivity[key]:.4f}"))

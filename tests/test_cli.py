@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from losslab import __version__, cli
 from losslab.cli import measuring, training
+from losslab.probes import PROBES
 from losslab.studies.demo import RUNS
 from losslab.studies.record import RunFolder
 
@@ -252,3 +253,43 @@ def test_pressed_twice_it_ends_at_once(probe, trained, monkeypatch):
     with pytest.raises(SystemExit) as exit_:
         cli.main()
     assert exit_.value.code == 130
+
+
+TINY = {  # settings under which each probe takes no time; what follows the run
+    "spectrum": ["--k", "1", "--num-nodes", "8", "--trace-samples", "2"],
+    "sharpness": ["--num-samples", "2", "--method", "ascent", "--steps", "2"],
+    "perturbation": ["--k", "1", "--num-random", "1", "--resolution", "5"],
+    "line": ["--resolution", "3"],
+    "plane": ["--resolution", "3", "--directions", "layer"],
+    "noise": ["--tol", "0.1"],
+    "intrinsic_dimension": ["--dimension", "2", "--num-seeds", "1", "--steps", "2"],
+    "interpolation": ["--steps", "3"],
+    "alignment": ["--alphas", "[0.5]"],
+    "curve": ["--steps", "2", "--num-points", "5"],
+    "elastic_band": ["--num-nodes", "3", "--steps", "1"],
+    "trajectory": ["--sharpness-samples", "1"],
+    "generalization": ["--num-samples", "4", "--num-nodes", "5"],
+    "implicit_bias": ["--learning-rate", "0.1"],
+    "kernel": ["--num-examples", "4", "--num-steps", "3"],
+    "convergence": ["--num-steps", "3", "--num-nodes", "4"],
+}
+
+
+@pytest.fixture(scope="module")
+def snapshots(tmp_path_factory, runner) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "study"
+    small = ["--set", "dataset.train_examples=64", "--set", "training.snapshots.every=1", "--set", "probes.examples=16"]
+    for name in ("sgd", "adamw"):
+        result = runner.invoke(cli.app, ["train", name, *TRAIN, *small, "--output", str(folder / name)])
+        assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_every_probe_runs_from_the_command_line(name, snapshots, runner):
+    pair = ["--to", str(snapshots / "adamw")] if PROBES[name].num_solutions == 2 else []
+    arguments = ["probe", name, "--run", str(snapshots / "sgd"), *pair, *TINY[name], "--quiet"]
+    result = runner.invoke(cli.app, arguments)
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert PROBES[name].question.split()[0] in result.output
+    assert name in (RunFolder(snapshots) if pair else RunFolder(snapshots / "sgd")).probes()

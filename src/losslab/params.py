@@ -14,6 +14,16 @@ from torch.nn.modules.conv import _ConvTransposeNd
 Solution = nn.Module | Mapping[str, Tensor] | Tensor
 
 
+def state_of(solution: Solution) -> dict[str, Tensor]:
+    """Its parameters and buffers by name; nothing of a vector, which does not say."""
+    if isinstance(solution, Tensor):
+        return {}
+    module = getattr(solution, "_orig_mod", solution)  # torch.compile's wrapper names them otherwise
+    if isinstance(module, nn.Module):
+        module = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers())
+    return {name: tensor.detach() for name, tensor in module.items() if isinstance(tensor, Tensor)}
+
+
 class ParameterSpace:
     """The trainable parameters of a module, in `named_parameters` order, as coordinates of R^P.
 
@@ -104,16 +114,15 @@ class ParameterSpace:
         """The point that another module of the same architecture, its state dict, or a vector stands for."""
         if isinstance(source, Tensor):
             return self.check(source, name)
-        if isinstance(source, nn.Module):
-            source = dict(getattr(source, "_orig_mod", source).named_parameters())  # torch.compile's wrapper
-        if not isinstance(source, Mapping):
+        if not isinstance(source, nn.Module | Mapping):
             raise TypeError(f"{name}: expected a module, its state dict or a vector, got {type(source).__name__}")
+        source = state_of(source)
         for key, shape in zip(self.names, self.shapes, strict=True):
             if key not in source or source[key].shape != shape:
                 got = tuple(source[key].shape) if key in source else "nothing of that name"
                 expected = f"{key!r} of shape {tuple(shape)}"
                 raise ValueError(f"{name}: expected {expected}, got {got}; use the same architecture")
-        return self.flatten([source[key].detach().to(self.device, self.dtype) for key in self.names])
+        return self.flatten([source[key].to(self.device, self.dtype) for key in self.names])
 
     def filters(self, vector: Tensor) -> list[Tensor]:
         """The filters of a vector: a tensor f of shape (g, r, i, n) for each weight that has any, sharing its memory.

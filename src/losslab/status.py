@@ -14,6 +14,39 @@ class StopRequested(Exception):
     """Raised by a progress callback: end here, with a result of what is known so far."""
 
 
+class Stages:
+    """One progress count over the parts of a long computation, which are made one after another.
+
+    Args:
+        progress: Told (done, total, note); None: nobody.
+        total: Of all shares: each part's cost, in any one unit.
+    """
+
+    def __init__(self, progress: Progress | None, total: float):
+        self._progress, self._total, self._next = progress, total, 0.0
+
+    def stage(self, share: float = 1.0, *, name: str = "", expected: float | None = None) -> Progress | None:
+        """The next part's progress.
+
+        Args:
+            share: By how much it moves the whole.
+            name: Is told now, and before each of the part's notes.
+            expected: Takes the place of the total that the part tells, where that is only a limit.
+        """
+        start, self._next = self._next, self._next + share
+        if self._progress is None:
+            return None
+        tell = self._progress
+
+        def tick(done: float, limit: float, note: str) -> None:
+            of = expected or limit
+            tell(start + share * (min(done / of, 1.0) if of else 0.0), self._total, f"{name}  {note}" if name else note)
+
+        if name:
+            tick(0, 1, "")
+        return tick
+
+
 class Status(str, Enum):
     """Why a computation stopped, from the most to the least trustworthy. The value is the name in files.
 

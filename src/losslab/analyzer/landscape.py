@@ -232,10 +232,7 @@ class LossLandscapeAnalyzer:
     def _spectrum(self, num_eigenvalues: int) -> SpectrumResult:
         risk = self.risk
         k = min(num_eigenvalues, risk.space.size // 2)
-        # Many eigenvalues need a larger Krylov space than the five that the defaults are made for.
-        sizes = {"max_basis": max(100, 10 * k), "max_matvecs": max(300, 30 * k)}
-        options = SpectrumOptions(**sizes, trace_tol=0.02, trace_samples=100)
-        return spectrum(risk, k=k, options=options, seed=self.seed, progress=self.progress)
+        return spectrum(risk, k=k, options=SpectrumOptions.many(k), seed=self.seed, progress=self.progress)
 
     def _test_score(self) -> Score:
         if self._test is None:

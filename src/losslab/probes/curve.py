@@ -1,6 +1,5 @@
 """A curve of low loss between two solutions."""
 
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from losslab.operators.risk import EmpiricalRisk
 from losslab.params import Solution
 from losslab.probes.base import ProbeResult
 from losslab.probes.interpolation import InterpolationResult, line_result
-from losslab.probes.partial import PartialFile
+from losslab.probes.partial import PartialFile, checksum
 from losslab.probes.paths.chain_training import ChainTraining, CurveOptions
 from losslab.probes.paths.chains import CHAINS, Chain
 from losslab.probes.paths.path_samples import PREVIEW, PathSamples, barrier, status_of
@@ -203,9 +202,7 @@ class _Search:
         """What the computation depends on, as a checksum."""
         training, risk = self.training, self.training.risk
         plain = (training.kind, training.options, training.seed, risk.num_examples, risk.num_batches, risk.mode)
-        digest = hashlib.sha256(repr((*plain, risk.loss_at(self.samples.start))).encode())
-        digest.update(training.chain.points.double().cpu().numpy().tobytes())
-        return digest.hexdigest()
+        return checksum((*plain, risk.space.names, risk.loss_at(self.samples.start)), training.chain.points)
 
     def _after_step(self, loss: float) -> None:
         self._report(self.training.step, f"training loss {loss:.4g}")

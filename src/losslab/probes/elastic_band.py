@@ -1,19 +1,17 @@
 """The path of least loss between two solutions: nudged elastic bands."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from losslab.operators.risk import EmpiricalRisk
 from losslab.params import Solution
 from losslab.probes.base import ProbeResult
-from losslab.probes.partial import PartialFile
+from losslab.probes.partial import PartialFile, checksum
 from losslab.probes.paths.band import Relaxation, straight
 from losslab.probes.paths.band_schedule import ElasticBandOptions, Schedule, schedule_of
 from losslab.probes.paths.potential import NetworkPotential
@@ -171,8 +169,5 @@ def _result(risk: EmpiricalRisk, band: Relaxation, status: Status) -> ElasticBan
 
 def _key(risk: EmpiricalRisk, start: Tensor, end: Tensor, *settings: Any) -> str:
     """What the band depends on, as a checksum. Cost: a forward pass."""
-    where = f"{risk.num_examples} {risk.mode} {risk.space.names} {risk.loss_at(start.to(risk.dtype)):.17g} {settings!r}"
-    digest = hashlib.sha256(where.encode())
-    for tensor in (start, end):
-        digest.update(tensor.contiguous().cpu().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    plain = risk.num_examples, risk.mode, risk.space.names, risk.loss_at(start.to(risk.dtype)), settings
+    return checksum(plain, start, end)

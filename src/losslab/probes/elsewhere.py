@@ -1,10 +1,9 @@
 """A risk at another solution than its model's: on a copy, so that the user's model stays where it is."""
 
 import torch
-from torch import Tensor, nn
 
 from losslab.operators.risk import EmpiricalRisk
-from losslab.params import Solution
+from losslab.params import Solution, state_of
 
 
 @torch.no_grad()
@@ -19,11 +18,8 @@ def moved(risk: EmpiricalRisk, solution: Solution, name: str) -> EmpiricalRisk:
     vector = risk.space.vector_of(solution, name)
     there = risk.to(risk.device)
     there.space.assign(vector)
-    if isinstance(solution, Tensor):
-        return there
-    if isinstance(solution, nn.Module):  # torch.compile's wrapper names its buffers otherwise
-        solution = dict(getattr(solution, "_orig_mod", solution).named_buffers())
+    state = state_of(solution)
     for key, buffer in there.model.named_buffers():
-        if key in solution:
-            buffer.copy_(solution[key])
+        if key in state:
+            buffer.copy_(state[key])
     return there

@@ -14,12 +14,12 @@ from losslab.operators.risk import EmpiricalRisk
 from losslab.probes.base import ProbeResult
 from losslab.probes.gradient_moments import GradientMoments, gradient_moments
 from losslab.probes.noise_scale import NoiseScale, noise_scale
-from losslab.probes.stages import Stages
 from losslab.solvers.estimate import Eigenpairs
 from losslab.solvers.lanczos import eigenpairs
-from losslab.status import Progress, Status, StopRequested, worst
+from losslab.status import Progress, Stages, Status, StopRequested, worst
 
 _GROUPS = 16  # random groups of examples behind the standard errors
+_MOMENTS = 6  # in products, about: for the progress only
 _EXPECTED_MATVECS = 30  # for the progress only
 
 
@@ -98,15 +98,15 @@ def gradient_noise(
     Raises:
         ValueError: The loss mixes examples (`GradientCovariance`), k out of range.
     """
-    stages = Stages(progress, {"moments": 6, "covariance": _EXPECTED_MATVECS, "hessian": _EXPECTED_MATVECS})
+    stages = Stages(progress, _MOMENTS + 2 * _EXPECTED_MATVECS)
 
-    def top(operator: LinearOperator, stage: str) -> Eigenpairs:
-        tick = stages.stage(stage, _EXPECTED_MATVECS)
+    def top(operator: LinearOperator) -> Eigenpairs:
+        tick = stages.stage(_EXPECTED_MATVECS, expected=_EXPECTED_MATVECS)
         return eigenpairs(operator, k, which="largest", tol=tol, seed=seed, progress=tick)
 
     covariance = GradientCovariance(risk)
-    moments, status = _moments(risk, seed, stages.stage("moments"))
-    pairs_c, pairs_h = top(covariance, "covariance"), top(hessian_of(risk), "hessian")
+    moments, status = _moments(risk, seed, stages.stage(_MOMENTS))
+    pairs_c, pairs_h = top(covariance), top(hessian_of(risk))
     top_c, top_h = float(pairs_c.values[0]), float(pairs_h.values[0])
     error_c, error_h = float(pairs_c.errors[0]), float(pairs_h.errors[0])
     ratio = top_c / top_h if top_h else math.inf

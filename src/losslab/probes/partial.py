@@ -1,14 +1,30 @@
 """A file for what a long computation has done so far."""
 
+import hashlib
 import io
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from losslab.records import write_atomically
 
 _SECONDS, _SHARE = 2.0, 0.05  # it is written no more often than that, and in no more than this share of the time
+
+
+def checksum(*parts: Any) -> str:
+    """One name for all that a computation depends on: tensors and arrays by their bytes, the rest by its repr."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
+        digest.update(b"\0")
+    return digest.hexdigest()
 
 
 class PartialFile:
@@ -16,7 +32,7 @@ class PartialFile:
 
     Args:
         path: Where; None: nowhere, and nothing is kept.
-        key: A checksum of all that the computation depends on.
+        key: The `checksum` of all that the computation depends on.
     """
 
     def __init__(self, path: str | Path | None, key: str):

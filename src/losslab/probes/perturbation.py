@@ -13,10 +13,9 @@ from losslab.operators.risk import EmpiricalRisk
 from losslab.probes.balls.neighbourhood import Neighbourhood
 from losslab.probes.base import ProbeResult
 from losslab.probes.parabola import fit, valid_to
-from losslab.probes.stages import Stages
 from losslab.random import gaussian, make_generator
 from losslab.solvers.lanczos import eigenpairs
-from losslab.status import Progress, Status, StopRequested, worst
+from losslab.status import Progress, Stages, Status, StopRequested, worst
 
 _FORWARD, _PRODUCT, _EXPECTED_MATVECS = 0.3, 1.5, 20  # for the progress only
 _SURE, _AGREES = 3.0, 0.01  # standard errors, and share of λ, by which a fitted curvature may differ
@@ -107,10 +106,10 @@ def perturbation(
     around = Neighbourhood.around(risk, distance, relative=relative)
     half, count = resolution // 2, k + num_random
     epsilons = np.arange(-half, half + 1) * (around.radius / half)  # exactly symmetric, exactly zero in the middle
-    shares = {"curvature": _PRODUCT * _EXPECTED_MATVECS, "points": count * resolution * _FORWARD}
-    stages = Stages(progress, shares)
-    found = _directions(risk, k, num_random, seed, stages.stage("curvature", _EXPECTED_MATVECS))
-    losses, status = _losses(risk, around.centre, found.vectors, epsilons, stages.stage("points"))
+    curvature, points = _PRODUCT * _EXPECTED_MATVECS, count * resolution * _FORWARD
+    stages = Stages(progress, curvature + points)
+    found = _directions(risk, k, num_random, seed, stages.stage(curvature, expected=_EXPECTED_MATVECS))
+    losses, status = _losses(risk, around.centre, found.vectors, epsilons, stages.stage(points))
     precision = 4 * max(torch.finfo(risk.dtype).eps, torch.finfo(torch.float64).eps)  # of a mean of losses
     fitted, errors, reach = _fits(epsilons, losses, found, precision)
     names = [f"eigenvector {i + 1}" for i in range(k)] + [f"random {i + 1}" for i in range(num_random)]

@@ -1,6 +1,5 @@
 """The loss on a line or a plane through the solution, or through several."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from losslab.operators.risk import EmpiricalRisk
 from losslab.probes.base import ProbeResult
+from losslab.probes.partial import checksum
 from losslab.probes.planes.affine_loss import AffineLoss
 from losslab.probes.planes.grid import Grid
 from losslab.probes.planes.plane_axes import Axes, Kind, choose_axes, covering, symmetric
@@ -217,14 +217,9 @@ def _evaluated(
     corners = [(float(alphas[i]), float(betas[j])) for i, j in ((-1, -1), (len(alphas) // 4, len(betas) // 4))]
     loss = AffineLoss(risk, axes.origin, axes.directions, check=corners, recalibrate=recalibrate)
     # Once, and before: after an interruption the model may not answer.
-    key = "" if resume is None else _checksum(risk, axes, f"{recalibrate} {loss.kind}")
+    key = ""
+    if resume is not None:
+        how = risk.num_examples, risk.mode, risk.loss(), recalibrate, loss.kind
+        key = checksum(how, axes.origin, *axes.directions)
     grid = Grid(loss, alphas, betas, key=key, path=resume, progress=progress, ranks=ranks, together=risk.ranks)
     return grid, grid.evaluate()
-
-
-def _checksum(risk: EmpiricalRisk, axes: Axes, how: str) -> str:
-    """One name for all that the losses depend on."""
-    digest = hashlib.sha256(f"{risk.num_examples} {risk.mode} {risk.loss():.17g} {how}".encode())
-    for vector in (axes.origin, *axes.directions):
-        digest.update(vector.double().cpu().numpy().tobytes())
-    return digest.hexdigest()

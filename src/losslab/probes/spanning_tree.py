@@ -1,6 +1,5 @@
 """How several solutions hang together: the tree of the lowest paths between them."""
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 from torch import Tensor
@@ -17,7 +15,7 @@ from losslab.operators.risk import EmpiricalRisk
 from losslab.params import Solution
 from losslab.probes.base import ProbeResult
 from losslab.probes.elastic_band import elastic_band
-from losslab.probes.partial import PartialFile
+from losslab.probes.partial import PartialFile, checksum
 from losslab.probes.paths.potential import NetworkPotential
 from losslab.status import Progress, Status, StopRequested, worst
 
@@ -214,7 +212,4 @@ def _scaled(progress: Progress | None, before: int, total: int, prefix: str) -> 
 
 def _key(risk: EmpiricalRisk, points: list[Tensor], *settings: Any) -> str:
     """What the search depends on, as a checksum."""
-    digest = hashlib.sha256(f"{risk.num_examples} {risk.mode} {risk.space.names} {settings!r}".encode())
-    for point in points:
-        digest.update(point.contiguous().cpu().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return checksum((risk.num_examples, risk.mode, risk.space.names, settings), *points)

@@ -122,6 +122,12 @@ class SpectrumOptions:
             if value is not None and not (value > 0 or (name == "floor" and value == 0)):
                 raise ValueError(f"{name}: expected a number > 0, got {value!r}")
 
+    @classmethod
+    def many(cls, k: int) -> "SpectrumOptions":
+        """For tens of eigenvalues at each end: a larger Krylov space, more products, a trace to 2 %."""
+        sizes = {"max_basis": max(cls.max_basis, 10 * k), "max_matvecs": max(cls.max_matvecs, 30 * k)}
+        return cls(**sizes, trace_tol=0.02, trace_samples=100)
+
     @property
     def expected_matvecs(self) -> int:
         """Products that all of it takes where the eigenvalues converge within the density's nodes."""

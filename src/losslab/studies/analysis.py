@@ -1,5 +1,6 @@
 """One network, from a name to its landscape: train it, then measure what was asked for."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from losslab.probes.base import ProbeResult
-from losslab.status import Progress
+from losslab.probes.spectrum import SpectrumOptions
+from losslab.status import Progress, Stages
 from losslab.studies.config import RunConfig
 from losslab.studies.data import load_dataset
-from losslab.studies.meter import Meter
 from losslab.studies.probing import find_probe, measure, risk_of
 from losslab.studies.record import RunFolder
 from losslab.studies.train import load_run, train
 
 SNAPSHOTS = 20  # along a tracked training, about
-# Twenty eigenvalues at each end need a larger Krylov space than the five that the probe's defaults are made for.
-SPECTRUM = {"k": 20, "max_basis": 200, "max_matvecs": 600, "trace_samples": 100, "trace_tol": 0.02}
+EIGENVALUES = 20  # at each end
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Analysis:
         """The probes and their settings."""
         wanted: dict[str, dict[str, Any]] = {"sharpness": {}}
         if self.hessian:
-            wanted["spectrum"] = dict(SPECTRUM)
+            wanted["spectrum"] = {"k": EIGENVALUES, **dataclasses.asdict(SpectrumOptions.many(EIGENVALUES))}
         if self.visualize:
             wanted["plane"] = {"resolution": 31}
         if self.trajectory:
@@ -67,17 +67,17 @@ def analyze(
     """
     analysis = analysis or Analysis()
     wanted = analysis.probes()
-    meter = Meter(1 + len(wanted), progress)
+    stages = Stages(progress, 1 + len(wanted))
     config = _with_snapshots(config) if analysis.trajectory else config
-    run = load_run(trained(config, path, meter.stage("training")).path)
+    run = load_run(trained(config, path, stages.stage(name="training")).path)
     risk = risk_of(run)
     results = {}
     for name, settings in wanted.items():
-        results[name] = measure(find_probe(name), run, settings=settings, risk=risk, progress=meter.stage(name))
+        results[name] = measure(find_probe(name), run, settings=settings, risk=risk, progress=stages.stage(name=name))
     return results
 
 
-def trained(config: RunConfig, path: str | Path, tick: Progress) -> RunFolder:
+def trained(config: RunConfig, path: str | Path, tick: Progress | None) -> RunFolder:
     """The finished run of this configuration in that folder, trained now or before.
 
     Raises:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from losslab.status import Progress
+from losslab.status import Progress, Stages
 from losslab.studies.config import load_config
 from losslab.studies.probing import find_probe, measure, risk_of
 from losslab.studies.record import RunFolder
@@ -77,41 +77,28 @@ def demo(folder: str | Path, settings: DemoSettings | None = None, *, progress: 
     marker = Path(folder) / MARKER
     study = RunFolder.create(folder, overwrite=marker.is_file())
     marker.write_text("Made by `losslab demo`, which will replace it when it is run here again.\n", encoding="utf-8")
-    meter = _Meter(settings, progress)
+    stages = Stages(progress, _total(settings))
+
+    def stage(kind: str, name: str) -> Progress | None:
+        return stages.stage(settings.weights[kind], name=f"{name}: {kind}")
+
     runs: dict[str, LoadedRun] = {}
     for name in RUNS:
         config = load_config(shipped_configs()[name], settings.overrides)
         run_folder = RunFolder.create(study.path / name, overwrite=True)
-        train(config, run_folder, progress=meter.stage("train", name))
+        train(config, run_folder, progress=stage("train", name))
         runs[name] = load_run(run_folder.path)
     for name, run in runs.items():
         risk = risk_of(run)
         for probe, options in settings.probes.items():
-            measure(find_probe(probe), run, settings=options, risk=risk, progress=meter.stage(probe, name))
+            measure(find_probe(probe), run, settings=options, risk=risk, progress=stage(probe, name))
     for a, b in itertools.combinations(runs, 2):
-        measure(find_probe("interpolation"), runs[a], runs[b], progress=meter.stage("interpolation", f"{a}, {b}"))
+        measure(find_probe("interpolation"), runs[a], runs[b], progress=stage("interpolation", f"{a}, {b}"))
     return study.path
 
 
-class _Meter:
-    """One progress count over all stages, in estimated seconds."""
-
-    def __init__(self, settings: DemoSettings, progress: Progress | None):
-        pairs = len(RUNS) * (len(RUNS) - 1) // 2
-        self._weights = settings.weights
-        each = self._weights["train"] + sum(self._weights[probe] for probe in settings.probes)
-        self._total = len(RUNS) * each + pairs * self._weights["interpolation"]
-        self._progress, self._next = progress, 0.0
-
-    def stage(self, kind: str, name: str) -> Progress:
-        """The next stage's progress: it moves the whole by the stage's weight."""
-        start, weight = self._next, self._weights[kind]
-        self._next += weight
-
-        def tick(done: float, total: float, note: str) -> None:
-            if self._progress is not None:
-                share = min(done / total, 1.0) if total else 0.0
-                self._progress(start + weight * share, self._total, f"{name}: {kind}  {note}")
-
-        tick(0, 1, "")
-        return tick
+def _total(settings: DemoSettings) -> float:
+    """The whole demo's estimated seconds."""
+    weights, pairs = settings.weights, len(RUNS) * (len(RUNS) - 1) // 2
+    each = weights["train"] + sum(weights[probe] for probe in settings.probes)
+    return len(RUNS) * each + pairs * weights["interpolation"]

@@ -14,12 +14,11 @@ from typing import Any
 from torch import nn
 
 from losslab.operators.risk import EmpiricalRisk
-from losslab.status import Progress
+from losslab.status import Progress, Stages
 from losslab.studies import seed_files
 from losslab.studies.analysis import trained
 from losslab.studies.config import RunConfig
 from losslab.studies.data import Batches
-from losslab.studies.meter import Meter
 from losslab.studies.probing import find_probe, label_of, measure, risk_of
 from losslab.studies.record import RunFolder
 from losslab.studies.train import LoadedRun, load_run
@@ -78,19 +77,19 @@ def fourway(
         raise ValueError(f"configs: expected different names, got {', '.join(names)}; set each one's name")
     plan, study = plan or FourWay(), RunFolder(folder)
     couples = [] if len(names) < 2 else list(itertools.pairwise([*names, names[0]] if len(names) > 2 else names))
-    stages = len(configs) * (1 + len(plan.solutions)) + len(couples) * len(plan.pairs)
-    meter = Meter(stages, progress)
+    stages = Stages(progress, len(configs) * (1 + len(plan.solutions)) + len(couples) * len(plan.pairs))
     runs: dict[str, LoadedRun] = {}
     for config in configs:
-        runs[config.name] = load_run(trained(config, study.path / config.name, meter.stage(config.name)).path)
+        runs[config.name] = load_run(trained(config, study.path / config.name, stages.stage(name=config.name)).path)
     for name, run in runs.items():
         for probe, settings in plan.solutions.items():
             risk = _whole_training_split if probe == "intrinsic_dimension" else risk_of
-            _measured(probe, settings, run, None, meter.stage(f"{name}: {probe}"), risk)
+            _measured(probe, settings, run, None, stages.stage(name=f"{name}: {probe}"), risk)
         seed_files.write_solution(run.folder, run.config.seed)
     for first, second in couples:
         for probe, settings in plan.pairs.items():
-            _measured(probe, settings, runs[first], runs[second], meter.stage(f"{first}, {second}: {probe}"), risk_of)
+            tick = stages.stage(name=f"{first}, {second}: {probe}")
+            _measured(probe, settings, runs[first], runs[second], tick, risk_of)
         seed_files.write_pair(study, runs[first].folder, first, second)
     return study.path
 
@@ -100,7 +99,7 @@ def _measured(
     settings: Mapping[str, Any],
     run: LoadedRun,
     other: LoadedRun | None,
-    tick: Progress,
+    tick: Progress | None,
     risk: Callable[[LoadedRun], EmpiricalRisk],
 ) -> None:
     """Measure, unless the record is there."""

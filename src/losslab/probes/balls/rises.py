@@ -13,9 +13,8 @@ from losslab.probes.balls.ascent import ascend
 from losslab.probes.balls.groups import groups
 from losslab.probes.balls.neighbourhood import Neighbourhood
 from losslab.probes.balls.prediction import EXPECTED_MATVECS, Prediction, predict
-from losslab.probes.stages import Stages
 from losslab.random import make_generator
-from losslab.status import Progress, Status, StopRequested, worst
+from losslab.status import Progress, Stages, Status, StopRequested, worst
 
 _PRODUCT, _FORWARD = 1.5, 0.3  # in gradients; for the progress only
 
@@ -81,12 +80,12 @@ class Search:
         return self.method not in ("ball", "average")
 
     def _points(self, risk: EmpiricalRisk, loss: float, progress: Progress | None) -> Rises:
-        curvature = EXPECTED_MATVECS * _PRODUCT * self.compare
-        stages = Stages(progress, {"points": self.num_samples * _FORWARD, "curvature": curvature})
-        increases, status = self._sampled(risk, loss, stages.stage("points"))
+        points, curvature = self.num_samples * _FORWARD, EXPECTED_MATVECS * _PRODUCT * self.compare
+        stages = Stages(progress, points + curvature)
+        increases, status = self._sampled(risk, loss, stages.stage(points))
         prediction = Prediction()
         if self.compare and status is not Status.stopped:
-            prediction = self._predicted(risk, stages.stage("curvature", EXPECTED_MATVECS))
+            prediction = self._predicted(risk, stages.stage(curvature, expected=EXPECTED_MATVECS))
         value, error = float(increases.max()), math.nan
         if self.method == "average":
             value = float(increases.mean())
@@ -108,11 +107,12 @@ class Search:
 
     def _ascents(self, risk: EmpiricalRisk, loss: float, progress: Progress | None) -> Rises:
         most = (self.restarts + 3) * (self.steps + 1)
-        stages = Stages(progress, {"curvature": EXPECTED_MATVECS * _PRODUCT * self.compare, "ascents": most})
+        curvature = EXPECTED_MATVECS * _PRODUCT * self.compare
+        stages = Stages(progress, curvature + most)
         prediction = Prediction()
         if self.compare:
-            prediction = self._predicted(risk, stages.stage("curvature", EXPECTED_MATVECS))
-        starts, tick = self._starts(prediction.direction), stages.stage("ascents")
+            prediction = self._predicted(risk, stages.stage(curvature, expected=EXPECTED_MATVECS))
+        starts, tick = self._starts(prediction.direction), stages.stage(most)
         rises, gradients, status = [], 0, Status.complete
         for number, start in enumerate(starts):
             each = _within(tick, number, 1, len(starts))

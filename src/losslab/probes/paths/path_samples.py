@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from losslab.operators.accuracy import Score, score_at
 from losslab.operators.batch_statistics import batch_statistics
 from losslab.operators.risk import EmpiricalRisk
-from losslab.params import Solution
+from losslab.params import Solution, state_of
 from losslab.status import Progress, Status
 
 PREVIEW = 9  # positions that a stopped measurement still has: the two solutions, and what lies coarsely between
@@ -105,10 +105,5 @@ def status_of(losses: np.ndarray, done: np.ndarray) -> Status:
 def _real_buffers(solution: Solution, model: nn.Module) -> dict[str, Tensor]:
     """The solution's floating-point buffers; none where it is a bare vector (then the risk's model keeps its own)."""
     names = {name for name, buffer in model.named_buffers() if buffer.is_floating_point()}
-    if isinstance(solution, Tensor):
-        return {}
-    # torch.compile's wrapper names its buffers otherwise.
-    module = getattr(solution, "_orig_mod", solution)
-    state = dict(module.named_buffers()) if isinstance(module, nn.Module) else module
-    device = next(model.parameters()).device
-    return {name: state[name].detach().to(device) for name in names & state.keys()}
+    state, device = state_of(solution), next(model.parameters()).device
+    return {name: state[name].to(device) for name in names & state.keys()}

@@ -3,17 +3,15 @@
 from torch import Tensor, nn
 
 from losslab.operators.risk import EmpiricalRisk
-from losslab.params import Solution
+from losslab.params import Solution, state_of
 
 
 def full_state(risk: EmpiricalRisk, solution: Solution, name: str) -> dict[str, Tensor]:
     """Every entry of the model's state dict at a solution; what that lacks is the risk's own model's."""
     chosen = risk.space.named_views(risk.space.vector_of(solution, name).detach())
     state = {key: tensor.detach() for key, tensor in risk.model.state_dict().items()}
-    if not isinstance(solution, Tensor):
-        module = getattr(solution, "_orig_mod", solution)
-        given = module.state_dict() if isinstance(module, nn.Module) else module
-        state |= {key: given[key].detach().to(state[key].device) for key in state if key in given}
+    given = state_of(solution)
+    state |= {key: given[key].to(state[key].device) for key in state if key in given}
     return tied(risk.model, state | {key: view.clone() for key, view in chosen.items()})
 
 

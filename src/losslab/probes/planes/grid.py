@@ -1,12 +1,11 @@
 """A grid of losses, coarse to fine: what is done survives an interruption, and may be shared among processes."""
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from losslab.probes.partial import PartialFile
+from losslab.probes.partial import PartialFile, checksum
 from losslab.ranks import ALONE, Ranks
 from losslab.status import Progress, Status, StopRequested
 
@@ -48,8 +47,7 @@ class Grid:
         together: Ranks = ALONE,
     ):
         self.loss, self.alphas, self.betas, self.progress = loss, alphas, betas, progress
-        where = hashlib.sha256(key.encode() + alphas.tobytes() + betas.tobytes()).hexdigest()
-        self.file = PartialFile(path, where)
+        self.file = PartialFile(path, checksum(key, alphas, betas))
         self.ranks, self.together, self.stopped = ranks, together, False
         self.losses = np.full((len(betas), len(alphas)), np.nan)
         self.done = np.zeros(self.losses.shape, dtype=bool)

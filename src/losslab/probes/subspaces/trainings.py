@@ -1,7 +1,6 @@
 """Trainings in subspaces of many dimensions from many seeds: each is made once, and an interruption loses none."""
 
 import copy
-import hashlib
 import io
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from torch import Tensor
 from losslab.operators.accuracy import Score, score_at
 from losslab.operators.batch_statistics import batch_statistics
 from losslab.operators.risk import EmpiricalRisk
-from losslab.probes.partial import PartialFile
+from losslab.probes.partial import PartialFile, checksum
 from losslab.probes.subspaces.initialization import initial_point
 from losslab.probes.subspaces.subspace_training import State, train_in_subspace
 from losslab.probes.subspaces.subspaces import Kind, Subspace, Whole, random_subspace
@@ -184,9 +183,7 @@ class Trainings:
         parts: list[Any] = [recipe.projection, recipe.start, recipe.steps, self.keep, optimizer, self.risk.space.names]
         for risk in (self.risk, self.validation):
             parts += [] if risk is None else [risk.num_examples, risk.num_batches, risk.loss()]
-        digest = hashlib.sha256(repr(parts).encode())
-        digest.update(self.risk.space.vector().double().cpu().numpy().tobytes())
-        return digest.hexdigest()
+        return checksum(parts, self.risk.space.vector())
 
     def _load(self) -> None:
         arrays = self._file.load()

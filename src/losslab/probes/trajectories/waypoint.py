@@ -1,7 +1,6 @@
 """What is measured at each snapshot of a training."""
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from losslab.operators.accuracy import score_at
 from losslab.operators.base import LinearOperator
 from losslab.operators.finite_difference import hessian_of
 from losslab.operators.risk import EmpiricalRisk
-from losslab.probes.partial import PartialFile
+from losslab.probes.partial import PartialFile, checksum
 from losslab.probes.sharpness import SharpnessOptions, sharpness
 from losslab.probes.trajectories.snapshots import Snapshot
 from losslab.probes.trajectories.stability import UpdateRule
@@ -182,7 +181,7 @@ class Survey:
         parts = [self.options, self.seed, self.risk.space.names]
         for risk in (self.risk, self.test):
             parts += [] if risk is None else [risk.num_examples, risk.mode, risk.dtype, risk.loss()]
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
+        return checksum(parts)
 
 
 def _to_arrays(known: dict[str, Waypoint]) -> dict[str, np.ndarray]:
@@ -201,8 +200,6 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> dict[str, Waypoint]:
 def _digest(snapshot: Snapshot) -> str:
     """A checksum of what a snapshot's waypoint depends on."""
     rule = snapshot.rule
-    digest = hashlib.sha256(repr((snapshot.step, rule and (rule.learning_rate, rule.bound, rule.decay))).encode())
-    for tensors in (snapshot.weights, rule.preconditioner if rule else {}):
-        for name, tensor in sorted(tensors.items()):
-            digest.update(name.encode() + tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    plain = snapshot.step, rule and (rule.learning_rate, rule.bound, rule.decay)
+    tensors = [sorted(snapshot.weights.items()), sorted(rule.preconditioner.items()) if rule else []]
+    return checksum(plain, *(part for group in tensors for item in group for part in item))
