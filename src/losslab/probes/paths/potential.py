@@ -36,11 +36,10 @@ class NetworkPotential:
     """A network's loss as a potential. All points share one read of each batch.
 
     In a network whose parameters belong to linear layers alone, all pivots go through it as one stack
-    (`torch.func.vmap`: their products become one batched product). Against functional calls one after another the
-    gradients of a batch took 1/2.2 of the time on one CPU core for seven pivots of a 64-32-10 network, 1/1.2 for nine
-    of a 784-200-200-10 one. Convolutions and attention become slower that way there (grouped convolutions take 1.1 to
-    2.5 times the loop's time), so their pivots go one after another through the same batch; so do those of a network
-    that `vmap` cannot trace, or for whose stack the memory is too small.
+    (`torch.func.vmap`: their products become one batched product), which pays where layers are small and pivots many
+    (benchmarks/results/landscape_band.md). Convolutions would become grouped ones, which are slower than the loop on a
+    CPU, and so would attention: their pivots go one after another through the same batch; so do those of a network that
+    `vmap` cannot trace, or for whose stack the memory is too small.
 
     BatchNorm's running statistics are no coordinates. A step normalises each batch by its own statistics, as training
     does; what is reported is computed with statistics averaged over the data for each point (`batch_statistics`).
