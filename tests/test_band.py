@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import potentials
+from losslab.probes.paths import band as module
 from losslab.probes.paths.band_reference import relax_one_by_one
+from losslab.probes.paths.path_profile import PathProfile
 from losslab.probes.paths.tangents import lengths, nudged
 from losslab.status import Status, StopRequested
 from potentials import MINIMUM_A, MINIMUM_B, MINIMUM_C, SADDLE_1, SADDLE_2, curvy_valley, muller_brown, relaxation
@@ -183,3 +185,15 @@ def test_from_a_point_to_itself():
     band = relaxation(muller_brown, MINIMUM_A, MINIMUM_A, 4, [[3, 1e-4, 1, True]])
     assert band.run() is Status.complete
     assert band.best()[1].mean == pytest.approx(-146.69951721)
+
+
+def test_any_path_is_better_than_one_with_nan():
+    def profile(*losses: float):
+        path = torch.arange(float(len(losses)), dtype=torch.float64)[:, None]
+        return PathProfile.of(path, np.array(losses), 0)
+
+    nan, hill, flat = profile(0, math.nan, 0), profile(0, 5, 0), profile(0, 1, 0)
+    better = [(hill, nan), (flat, hill)]
+    assert all(module._is_better(*pair) for pair in better)
+    assert not any(module._is_better(*pair[::-1]) for pair in better)
+    assert not module._is_better(nan, nan)

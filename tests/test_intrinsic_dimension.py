@@ -173,6 +173,7 @@ def test_search_on_a_real_network():
     assert result.value == result.found.mean()
     assert 1 <= result.value < result.num_parameters / 2
     assert "intrinsic dimension" in str(result)
+    assert f"{len(result.trials.seeds) + len(result.full.seeds)} × {result.steps} steps" in str(result)
 
 
 def test_validation_is_measured_at_the_trained_point_also_of_a_restricted_risk():

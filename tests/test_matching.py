@@ -9,10 +9,13 @@ from torch import nn
 
 from alignment_nets import NETS, net_risk, other
 from cases import classes, mlp, normal, paired
+from losslab.operators.risk import EmpiricalRisk
 from losslab.probes.permutations import matching
 from losslab.probes.permutations.activations import Moments, correlations, match_activations
 from losslab.probes.permutations.matching import composed, match_weights
 from losslab.probes.permutations.tracing import permutation_spec
+from losslab.ranks import ALONE, Ranks
+from processes import run_ranks
 
 SEEDS = range(3)
 
@@ -139,3 +142,20 @@ def test_nan_similarity_leaves_units_in_place():
     broken = chosen(risk, state) | {"0.weight": torch.full((6, 4), torch.nan, dtype=torch.float64)}
     found = match_weights(spec, broken, chosen(risk, state), groups=[0])
     assert found.permutations[0].tolist() == list(range(6))
+
+
+def _correlations_of(ranks: Ranks) -> torch.Tensor:
+    """Ragged batches of samples far from zero, so that a wrong merge of means shows."""
+    case = paired(mlp(), nn.CrossEntropyLoss(), normal(9, 4), classes(9), [4, 3, 2])
+    moments = Moments(3, 1e-16)
+    for index in range(ranks.rank, 3, ranks.count):
+        first, second = 50 + normal(3, 4 + index, seed=index), normal(3, 4 + index, seed=10 + index) - 30 * index
+        moments.add(first, second)
+    risk = EmpiricalRisk(case.model, case.loss_fn, case.batches[ranks.rank :: ranks.count], ranks=ranks)
+    return moments.reduced(risk).correlation()
+
+
+def test_correlations_over_several_processes(tmp_path):
+    alone = _correlations_of(ALONE)
+    for found in run_ranks(_correlations_of, 2, tmp_path):
+        torch.testing.assert_close(found, alone, rtol=1e-10, atol=1e-12)

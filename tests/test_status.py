@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from losslab.params import state_of
-from losslab.probes.partial import checksum
+from losslab.probes.partial import PartialFile, checksum
 from losslab.status import Stages
 
 
@@ -64,3 +64,19 @@ def test_a_state_has_parameters_and_all_buffers_of_any_form():
     assert state_of(torch.compile(model)).keys() == state.keys()
     assert state_of(model.state_dict()).keys() == state.keys() - {"hidden"}
     assert state_of(torch.zeros(3)) == {}
+
+
+def test_a_partial_file_is_written_now_and_then_and_knows_its_computation(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("losslab.probes.partial.time.monotonic", lambda: now[0])
+    file = PartialFile(tmp_path / "below" / "part.npz", "mine")
+    assert not file.is_due()
+    now[0] += 2.1
+    assert file.is_due()
+    file.save({"x": np.arange(3)})
+    assert not file.is_due()
+    np.testing.assert_array_equal(PartialFile(file.path, "mine").load()["x"], [0, 1, 2])
+    assert PartialFile(file.path, "another's").load() == {}
+    file.remove()
+    assert file.load() == {}
+    assert not PartialFile(None, "").is_due()

@@ -243,3 +243,20 @@ def test_resnet18():
             down = layouts[f"layer{i}.0.downsample.0.weight"]
             assert down[:2] == [layouts[f"layer{i}.0.conv2.weight"][0], layouts[f"layer{i - 1}.0.conv2.weight"][0]]
     assert layouts["fc.weight"] == ["3", layouts["layer4.1.conv2.weight"][0]]
+
+
+class Squeezed(nn.Module):
+    """An axis of one that comes and goes; a squeeze of a longer axis does nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.second(self.first(x).relu().unsqueeze(1).squeeze(1).squeeze(1))
+
+
+def test_squeezed_axes_are_followed():
+    spec = permutation_spec(paired(seeded(Squeezed), nn.CrossEntropyLoss(), normal(5, 4), classes(5), [3, 2]).risk())
+    assert [group.size for group in spec.groups] == [6]
+    assert not spec.unknown
