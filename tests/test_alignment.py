@@ -212,3 +212,12 @@ def test_figure_shows_the_record(repair, tmp_path):
 
 def test_no_figure_without_a_record():
     assert alignment(Contents("study", [], [Pair("one", "two", {})], True), {}) == []
+
+
+def test_the_method_asked_for_is_the_one_that_runs():
+    """Weight matching has a row for each start, activation matching one; here they end at different orders."""
+    risk = net_risk(next(iter(NETS)))
+    found = [align(risk, risk.model, other(risk), method=m, alphas=[0.5], starts=3) for m in ("weights", "activations")]
+    by_weights, by_activations = found
+    assert (by_weights.similarity.shape, by_activations.similarity.shape) == ((3, 2), (1, 2))
+    assert by_weights.similarity[:, 1].max() >= by_activations.similarity[0, 1]

@@ -246,3 +246,12 @@ def test_chart_shows_the_record(tmp_path):
     np.testing.assert_array_equal(curves["run, predicted"], result.predicted)
     matplotlib_backend.save(chart, tmp_path / "picture.png")
     assert len(plotly_backend.figure(chart).data) >= 3
+
+
+def test_the_step_at_which_the_network_leaves_the_prediction_is_found():
+    """By the definition: more than a tenth of the largest change predicted up to there."""
+    result = kernel(classifier(), learning_rate=2.0, num_steps=40)
+    change = np.maximum.accumulate(np.abs(result.predicted - result.predicted[0]))
+    apart = np.abs(result.network - result.predicted) > 0.1 * change + 1e-10
+    assert apart.any()
+    assert result.departs_at == int(apart.argmax()) > 0

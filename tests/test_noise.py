@@ -10,6 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 from cases import classes, mlp, normal, paired, seeded
+from losslab.operators import example_gradients
 from losslab.operators.gradient_covariance import GradientCovariance
 from losslab.operators.risk import EmpiricalRisk
 from losslab.probes.gradient_moments import GradientMoments, gradient_moments
@@ -295,3 +296,24 @@ def test_figure_shows_both_tops_and_each_tensor(tmp_path):
     np.testing.assert_array_equal(tensors.series[0].y, result.tensor_signal_to_noise)
     np.testing.assert_allclose(tensors.series[1].y, 1 / 20)
     matplotlib_backend.save(chart, tmp_path / "picture.png")
+
+
+def test_errors_are_the_jackknife_over_groups():
+    rows = torch.randn(24, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 1
+    groups, found = 6, noise_scale(moments(rows, 6))
+    labels = torch.arange(24) % groups
+    left = [noise_scale(moments(rows[labels != g], groups - 1)) for g in range(groups)]
+    for name in ("trace", "signal"):
+        values = np.array([getattr(scale, name) for scale in left])
+        expected = math.sqrt((groups - 1) / groups * ((values - values.mean()) ** 2).sum())  # Efron & Stein 1981
+        assert getattr(found, f"{name}_error") == pytest.approx(expected, rel=1e-9)
+
+
+def test_moments_do_not_depend_on_the_chunks(monkeypatch):
+    """Two examples at a time, and one over, are the whole batch at once: also which group each example is in."""
+    case = paired(mlp(), nn.CrossEntropyLoss(), normal(12, 4), classes(12), [7, 5])
+    whole = gradient_moments(case.risk(), num_groups=4, seed=3)
+    monkeypatch.setattr(example_gradients, "_CHUNK_BYTES", 2 * case.risk().space.size * 8)
+    parts = gradient_moments(case.risk(), num_groups=4, seed=3)
+    for name in ("counts", "squares", "sums"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name))
