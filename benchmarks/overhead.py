@@ -28,7 +28,7 @@ from losslab.studies.models import SimpleCNN
 PRODUCTS = [("gradient_graph.py", "__init__"), ("gradient_graph.py", "add_products")]
 # What the solver does outside of products, by functions of which none calls another.
 PARTS = {
-    "orthogonalisation": [("krylov.py", "_project_out"), ("krylov.py", "deflate")],
+    "orthogonalisation": [("ranks.py", "dots"), ("ranks.py", "take_out")],
     "norms": [("ranks.py", "norm")],
     "eigenvalues of T": [("krylov.py", "ritz")],
     "random vectors": [("random.py", "gaussian"), ("random.py", "rademacher")],

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from losslab.operators.base import LinearOperator
 from losslab.operators.dense import DenseOperator
 from losslab.ranks import Split
 from losslab.solvers.krylov import Krylov, basis_bytes
@@ -52,6 +54,44 @@ def test_basis_stays_orthonormal_and_projects(steps, dtype):
     torch.testing.assert_close(basis @ basis.mT, torch.eye(steps, dtype=torch.float64), rtol=0, atol=20 * eps)
     projected = (basis @ operator.matrix.double() @ basis.mT).numpy()
     np.testing.assert_allclose(projected, krylov.projected, atol=20 * eps * 1.45)
+
+
+class Long(LinearOperator):
+    """A diagonal matrix too long to be held as a whole: eigenvectors of one entry each among a million others."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, diagonal: Tensor):
+        self.diagonal, self.size, self.dtype = diagonal, len(diagonal), diagonal.dtype
+
+    def _matmat(self, matrix: Tensor) -> Tensor:
+        return self.diagonal.unsqueeze(1) * matrix
+
+
+def test_long_float32_vectors_stay_orthogonal():
+    """Where one float32 sum over all entries drops what is small beside its largest: 5e-4 between rows, here."""
+    entries = torch.randn(1_000_000, generator=torch.Generator().manual_seed(0)) * 1e-3
+    entries[:30] = torch.logspace(1, -2, 30)
+    krylov = Krylov(Long(entries), torch.randn(len(entries), generator=torch.Generator().manual_seed(1)), 20)
+    while not krylov.full:
+        krylov.step()
+    basis = krylov.basis.double()
+    torch.testing.assert_close(basis @ basis.mT, torch.eye(20, dtype=torch.float64), rtol=0, atol=3e-5)
+    np.testing.assert_allclose(np.sort(krylov.ritz()[0])[-5:], entries[:5].flip(0), rtol=3e-6)
+
+
+def test_second_pass_where_the_first_takes_more_than_it_leaves():
+    """Products wrong by 1e-8, into a space that is invariant to within 1e-12: one pass leaves 1e-11 of it."""
+    generator = torch.Generator().manual_seed(0)
+    tail = torch.rand(97, generator=generator, dtype=torch.float64)
+    matrix = torch.diag(torch.cat([torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64), 1e-12 * tail]))
+    matrix[0, 3:] += 1e-8 * tail
+    krylov = Krylov(DenseOperator(matrix), torch.cat([torch.ones(3, dtype=torch.float64), 0.1 * tail]), 8)
+    while not krylov.full and not krylov.broken:
+        krylov.step()
+    basis = krylov.basis[: krylov.size]
+    assert krylov.size > 4
+    torch.testing.assert_close(basis @ basis.mT, torch.eye(krylov.size, dtype=torch.float64), rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("shape", [diagonal, rotated])

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 _BLOCK = 4096  # numbers of a vector whose norm is taken in one go
+_STRETCH = 1 << 14  # numbers of vectors whose dot products are; as fast as all at once (measured)
 _SAFE = 1e-15, 1e15  # norms outside may hide squares that float32 cannot hold
 
 
@@ -134,6 +135,24 @@ class Split:
     def sum(self, numbers: Tensor) -> Tensor:
         """Dot products from the parts' dot products, in place."""
         return self.ranks.sum(numbers)
+
+    def dots(self, rows: Tensor, others: Tensor) -> Tensor:
+        """V Wᵀ, (p, j) in float64, of the parts V (p, n) and W (j, n).
+
+        By stretches: one float32 sum drops what is small beside its largest term (errors of 3e-3 between unit vectors
+        with a few large entries among 5·10⁶, measured; by stretches 1e-5).
+        """
+        total = torch.zeros(len(rows), len(others), dtype=torch.float64, device=rows.device)
+        for row, other in zip(rows.split(_STRETCH, dim=1), others.split(_STRETCH, dim=1), strict=True):
+            total += row @ other.mT
+        return self.ranks.sum(total)
+
+    @staticmethod
+    def take_out(rows: Tensor, coefficients: Tensor, others: Tensor) -> None:
+        """V ← V − CW in place."""
+        weights = coefficients.to(rows)
+        for row, other in zip(rows.split(_STRETCH, dim=1), others.split(_STRETCH, dim=1), strict=True):
+            row.addmm_(weights, other, alpha=-1)
 
     def norm(self, part: Tensor) -> float:
         """‖v‖ summed in float64: torch's float32 sum is off by 1e-6 at n = 2·10⁵, by 3e-5 at 2·10⁶, and T with it."""

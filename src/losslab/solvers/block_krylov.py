@@ -62,9 +62,7 @@ class BlockKrylov(Krylov):
         self.size = first + len(block)
         self.basis[first : self.size] = block
         self.norm = max(self.norm, scale)
-        coefficients = self._project_out(rows)
-        self._extend_projected(coefficients, first)
-        self._project_out(rows)
+        self._recur(rows, first)
         self._next, mixing = self._orthonormal(rows, self.rounding * self.norm)
         self._coupling = np.zeros((len(self._next), self.size))
         self._coupling[:, first:] = mixing.T
@@ -91,22 +89,6 @@ class BlockKrylov(Krylov):
                 self._coupling = np.zeros((len(self._next), self.size))
                 return True
         return False
-
-    def _extend_projected(self, coefficients: np.ndarray, first: int) -> None:
-        """T's new rows: what the space already knew of them, C, and the block's own corner."""
-        corner = coefficients[:, first:]
-        self._require_symmetric(coefficients[:, :first], self._coupling)
-        self._require_symmetric(corner, corner.T)
-        self.projected[first : self.size, :first] = self._coupling
-        self.projected[:first, first : self.size] = self._coupling.T
-        self.projected[first : self.size, first : self.size] = (corner + corner.T) / 2
-
-    def _project_out(self, rows: Tensor) -> np.ndarray:
-        """V ← V − (VQᵀ)Q in place; the coefficients VQᵀ."""
-        basis = self.basis[: self.size]
-        coefficients = self.split.sum(rows @ basis.mT)
-        rows -= coefficients @ basis
-        return coefficients.double().cpu().numpy()
 
     def _orthonormal(self, rows: Tensor, least: float) -> tuple[Tensor, np.ndarray]:
         """N with orthonormal rows, and M with rows = M N; `rows` is used up.
@@ -135,11 +117,10 @@ class BlockKrylov(Krylov):
 
     def _take_out(self, rows: Tensor, unit: Tensor) -> Tensor:
         """V ← V − (Vu)uᵀ in place; Vu."""
-        along = self.split.sum(rows @ unit)
-        rows -= along.outer(unit)
-        return along
+        along = self.split.dots(rows, unit.unsqueeze(0))
+        self.split.take_out(rows, along, unit.unsqueeze(0))
+        return along.squeeze(1)
 
     def _lengths(self, rows: Tensor) -> Tensor:
         """The norms of the rows, float64 on the host: (k,)."""
-        squares = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64) ** 2
-        return self.split.sum(squares).sqrt().cpu()
+        return torch.tensor([self.split.norm(row) for row in rows], dtype=torch.float64)

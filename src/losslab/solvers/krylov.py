@@ -18,8 +18,9 @@ from losslab.random import gaussian
 class Krylov:
     """Lanczos with full reorthogonalisation, restartable (thick restart: Wu & Simon 2000, algorithm TRLan).
 
-    Each step costs one product and two passes of block Gram–Schmidt: 16·j·n bytes of memory traffic at step j in
-    float32. Every row stays orthogonal to rounding, so no eigenvalue ever appears twice unless it is there twice.
+    Each step costs one product and one pass of Gram–Schmidt over the basis: 8·j·n bytes of memory traffic at step j in
+    float32, twice as much where rounding asks for a second pass. Every row stays orthogonal to rounding, so no
+    eigenvalue ever appears twice unless it is there twice.
 
     With several processes each keeps its part of every row (`operator.split`): memory falls as 1/processes, and the
     dot products of a pass are one all-reduce of j numbers.
@@ -77,21 +78,17 @@ class Krylov:
         """Extend the space by one vector: one product."""
         j = self.size
         self.basis[j] = self._next
-        product = self.operator.matmat_part(self._next.unsqueeze(1)).squeeze(1).to(self.basis.dtype)
+        product = self.operator.matmat_part(self._next.unsqueeze(1)).mT.to(self.basis.dtype).contiguous()
         self.matvecs += 1
-        scale = self.split.norm(product)
+        scale = self.split.norm(product[0])
         if not math.isfinite(scale):
             self.finite = False  # the row is not used
             return
         self.size = j + 1
         # Against ‖A‖, not ‖Aq‖: near the null space Aq itself is rounding, and no direction to go on in.
         self.norm = max(self.norm, scale)
-        coefficients = self._project_out(product)
-        self._require_symmetric(coefficients[:j], self._coupling[0])
-        self.projected[j, j] = coefficients[j]
-        self.projected[j, :j] = self.projected[:j, j] = self._coupling[0]
-        self._project_out(product)  # "twice is enough" (Kahan; Giraud et al. 2005)
-        before, self.beta = self.beta or scale, self.split.norm(product)
+        (length,) = self._recur(product, j)
+        before, self.beta = self.beta or scale, length
         self._coupling = np.zeros((1, self.size))
         self.broken = self.beta <= self.rounding * self.norm or self.size == self.operator.size
         if self.broken:
@@ -103,7 +100,7 @@ class Krylov:
         if self.beta <= min(math.sqrt(self.rounding) * scale, 0.1 * before):
             self.had_break, self.block_start = True, self.size
         self._coupling[0, j] = self.beta
-        self._next = product.div_(self.beta)
+        self._next = product[0].div_(self.beta)
 
     def ritz(self, first: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Ritz values ascending, their residual norms ‖Cs‖ (|β s_m|), and the eigenvectors S of T as columns.
@@ -125,21 +122,44 @@ class Krylov:
 
     def deflate(self, rows: Tensor) -> Tensor:
         """(I − QᵀQ)v for each row v, this process's parts of both."""
-        basis = self.basis[: self.size]
+        rows = rows.clone()
         for _ in range(2):
-            rows = rows - self.split.sum(rows @ basis.mT) @ basis
+            self._project_out(rows)
         return rows
 
-    def _project_out(self, vector: Tensor) -> np.ndarray:
-        """V ← v − QᵀQv in place; the coefficients Qv."""
-        basis = self.basis[: self.size]
-        coefficients = self.split.sum(basis @ vector)
-        vector -= basis.mT @ coefficients
-        return coefficients.double().cpu().numpy()
+    def _recur(self, rows: Tensor, first: int) -> list[float]:
+        """V ← V(I − QᵀQ) in place for V = NA, N the rows from `first` on; T's rows for N; the lengths left.
 
-    def _require_symmetric(self, got: np.ndarray, expected: np.ndarray) -> None:
-        """qᵢᵀ(Aqⱼ) against (Aqᵢ)ᵀqⱼ, which T holds: they differ by rounding, or A is not symmetric."""
-        difference = float(np.abs(got - expected).max(initial=0.0))
+        What T holds of the coefficients already, and the corner NANᵀ, are taken out before the rest: the recurrence,
+        which in most steps is of two blocks. What the pass over the basis then finds is rounding, or A is not symmetric.
+        A second pass is made where the first took more than it left ("twice is enough": Kahan; Giraud et al. 2005).
+        """
+        start = int(np.append(np.flatnonzero(self._coupling.any(axis=0)), first)[0])
+        self.split.take_out(rows, torch.from_numpy(self._coupling[:, start:]), self.basis[start:first])
+        corner = self._project_out(rows, first)
+        rest = self._project_out(rows)
+        corner += rest[:, first:]
+        self._require_symmetric(rest[:, :first])
+        self._require_symmetric(corner - corner.T)
+        self.projected[first : self.size, :first] = self._coupling
+        self.projected[:first, first : self.size] = self._coupling.T
+        self.projected[first : self.size, first : self.size] = (corner + corner.T) / 2
+        lengths = [self.split.norm(row) for row in rows]
+        if (np.linalg.norm(rest, axis=1) > lengths).any():
+            self._project_out(rows)
+            lengths = [self.split.norm(row) for row in rows]
+        return lengths
+
+    def _project_out(self, rows: Tensor, first: int = 0) -> np.ndarray:
+        """V ← V − (VQᵀ)Q in place, Q the basis from row `first` on; the coefficients VQᵀ."""
+        basis = self.basis[first : self.size]
+        coefficients = self.split.dots(rows, basis)
+        self.split.take_out(rows, coefficients, basis)
+        return coefficients.cpu().numpy()
+
+    def _require_symmetric(self, differences: np.ndarray) -> None:
+        """qᵢᵀ(Aqⱼ) and (Aqᵢ)ᵀqⱼ differ by rounding, or A is not symmetric."""
+        difference = float(np.abs(differences).max(initial=0.0))
         if difference > math.sqrt(self.rounding) * self.norm:
             raise ValueError(
                 f"operator: expected a symmetric one, got uᵀ(Av) and (Au)ᵀv that differ by {difference:.2g} "

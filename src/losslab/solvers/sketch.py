@@ -62,7 +62,7 @@ class Sketch:
 
     def coordinates(self, rows: Tensor) -> Tensor:
         """Qv for each row v of (s, n): (s, m) in float64 on the host."""
-        return self.split.sum(rows @ self.basis.mT).double().cpu()
+        return self.split.dots(rows, self.basis).cpu()
 
     def grow(self, vectors: Tensor) -> Tensor:
         """Take in further test vectors, as many as still fit; returns Aq for the new rows q of Q."""
@@ -92,7 +92,7 @@ class Sketch:
         j, before = self.rank, self.split.norm(row)
         coefficients = self._project_out(row) + self._project_out(row)  # "twice is enough" (Giraud et al. 2005)
         length = self.split.norm(row)
-        self._images[j, :j], self._images[j, j] = coefficients.double().cpu(), length
+        self._images[j, :j], self._images[j, j] = coefficients, length
         if length <= torch.finfo(row.dtype).eps * before:  # rounding, and no direction
             row = self.split.part(gaussian((self.size,), self.generator)).to(row)
             for _ in range(2):
@@ -103,9 +103,9 @@ class Sketch:
 
     def _project_out(self, row: Tensor) -> Tensor:
         """V ← v − QᵀQv in place; the coordinates Qv."""
-        coefficients = self.split.sum(self.basis @ row)
-        row -= self.basis.mT @ coefficients
-        return coefficients
+        coefficients = self.split.dots(row.unsqueeze(0), self.basis)
+        self.split.take_out(row.unsqueeze(0), coefficients, self.basis)
+        return coefficients.squeeze(0).cpu()
 
 
 def without(directions: Tensor, j: int) -> Callable[[Tensor], Tensor]:
