@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from losslab import cli
 from losslab.studies.analysis import Analysis, analyze
-from losslab.studies.config import RunConfig
 from losslab.studies.fourway import FourWay, fourway
 from losslab.studies.record import RunFolder
+from losslab.studies.sections import RunConfig
 
 TINY = {
     "seed": 42,

@@ -6,9 +6,9 @@ from typer.testing import CliRunner
 
 from losslab import cli
 from losslab.studies.aliases import assignments, probe_name
-from losslab.studies.config import RunConfig
 from losslab.studies.models import build_model
 from losslab.studies.record import RunFolder
+from losslab.studies.sections import RunConfig
 from losslab.studies.solution import find_solution, initial, load_weights
 from losslab.studies.train import train
 

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from losslab.studies.config import ConfigError, RunConfig, load_config, make_config
+from losslab.studies.config import load_config, make_config
+from losslab.studies.config_file import ConfigError
+from losslab.studies.sections import RunConfig
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from losslab.studies.config import DatasetConfig
 from losslab.studies.data import Batches, Split, load_dataset
+from losslab.studies.sections import DatasetConfig
 from losslab.studies.vision import torchvision
 
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from losslab.studies.architectures import DeepNet, DenseNet, ResNetWithSkips, ShallowNet
-from losslab.studies.config import ModelConfig
 from losslab.studies.models import MODELS, SimpleCNN, build_model
+from losslab.studies.sections import ModelConfig
 
 
 def test_simple_cnn_has_its_stated_number_of_parameters():

@@ -12,10 +12,11 @@ import torch
 from torch.nn.utils import parameters_to_vector
 
 from losslab.studies import checkpoint
-from losslab.studies.config import OptimizerConfig, ScheduleConfig, load_config, make_config
+from losslab.studies.config import load_config, make_config
 from losslab.studies.data import Batches, Split
 from losslab.studies.optimizers import OPTIMIZERS, build_optimizer, rate_factor
 from losslab.studies.record import RunFolder
+from losslab.studies.sections import OptimizerConfig, ScheduleConfig
 from losslab.studies.train import evaluate, load_run, probe_batches, train
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -14,8 +14,8 @@ from losslab.probes.permutations import layer_rules, tracing
 from losslab.probes.permutations.permutations import PermutationSpec
 from losslab.probes.permutations.tracing import permutation_spec
 from losslab.studies import vision
-from losslab.studies.config import ModelConfig
 from losslab.studies.models import build_model
+from losslab.studies.sections import ModelConfig
 from untouched import assert_untouched
 
 LETTERS = "ABCDEFGHIJKLMNOP"

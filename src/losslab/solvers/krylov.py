@@ -131,7 +131,7 @@ class Krylov:
         """V ← V(I − QᵀQ) in place for V = NA, N the rows from `first` on; T's rows for N; the lengths left.
 
         What T holds of the coefficients already, and the corner NANᵀ, are taken out before the rest: the recurrence,
-        which in most steps is of two blocks. What the pass over the basis then finds is rounding, or A is not symmetric.
+        which in most steps is of two blocks. What the pass over the basis then finds is rounding, or A not symmetric.
         A second pass is made where the first took more than it left ("twice is enough": Kahan; Giraud et al. 2005).
         """
         start = int(np.append(np.flatnonzero(self._coupling.any(axis=0)), first)[0])

@@ -10,10 +10,10 @@ from typing import Any
 from losslab.probes.base import ProbeResult
 from losslab.probes.spectrum import SpectrumOptions
 from losslab.status import Progress, Stages
-from losslab.studies.config import RunConfig
 from losslab.studies.data import load_dataset
 from losslab.studies.probing import find_probe, measure, risk_of
 from losslab.studies.record import RunFolder
+from losslab.studies.sections import RunConfig
 from losslab.studies.train import load_run, train
 
 SNAPSHOTS = 20  # along a tracked training, about

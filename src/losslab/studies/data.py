@@ -1,5 +1,6 @@
 """The data sets, in memory, in three fixed splits. To add one: a function and a row in `DATASETS`."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from losslab.studies.config import DatasetConfig, suggestion
+from losslab.studies.sections import DatasetConfig, suggestion
 from losslab.studies.vision import torchvision
 
 # Which example lies in which split never depends on a run's seed: runs stay comparable.
@@ -77,11 +78,18 @@ class Batches:
         return math.ceil(len(self.split) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.one_pass()
+
+    def one_pass(self, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one pass without the first `skip`, in the order that they have with them."""
         inputs, targets = self.split.inputs, self.split.targets
-        if self.shuffle is not None:
-            order = torch.randperm(len(self.split), generator=self.shuffle).to(inputs.device)
-            inputs, targets = inputs[order], targets[order]
-        yield from zip(inputs.split(self.batch_size), targets.split(self.batch_size), strict=True)
+        if self.shuffle is None:
+            pairs = zip(inputs.split(self.batch_size), targets.split(self.batch_size), strict=True)
+            yield from itertools.islice(pairs, skip, None)
+            return
+        order = torch.randperm(len(self.split), generator=self.shuffle).to(inputs.device)
+        for chosen in order.split(self.batch_size)[skip:]:
+            yield inputs[chosen], targets[chosen]
 
 
 def load_dataset(config: DatasetConfig) -> Dataset:

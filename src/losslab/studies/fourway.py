@@ -17,10 +17,10 @@ from losslab.operators.risk import EmpiricalRisk
 from losslab.status import Progress, Stages
 from losslab.studies import seed_files
 from losslab.studies.analysis import trained
-from losslab.studies.config import RunConfig
 from losslab.studies.data import Batches
 from losslab.studies.probing import find_probe, label_of, measure, risk_of
 from losslab.studies.record import RunFolder
+from losslab.studies.sections import RunConfig
 from losslab.studies.train import LoadedRun, load_run
 
 Settings = Mapping[str, Mapping[str, Any]]

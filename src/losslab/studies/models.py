@@ -7,7 +7,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from losslab.studies.architectures import DeepNet, DenseNet, ResNetWithSkips, ShallowNet, convolution
-from losslab.studies.config import ModelConfig, suggestion
+from losslab.studies.sections import ModelConfig, suggestion
 from losslab.studies.vision import torchvision
 
 SMALL = 64  # pixels a side, below which a network for ImageNet gets another stem

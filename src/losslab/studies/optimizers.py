@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from losslab.studies.config import OptimizerConfig, ScheduleConfig
+from losslab.studies.sections import OptimizerConfig, ScheduleConfig
 
 
 def build_optimizer(config: OptimizerConfig, params: Iterable[nn.Parameter]) -> Optimizer:

@@ -15,8 +15,8 @@ from losslab.probes.plan import Plan, plan
 from losslab.ranks import ALONE, Ranks
 from losslab.status import Progress
 from losslab.studies import checkpoint
-from losslab.studies.config import suggestion
 from losslab.studies.record import RunFolder
+from losslab.studies.sections import suggestion
 from losslab.studies.train import LoadedRun, load_run, probe_batches
 
 SPLITS = ("validation", "test")  # arguments of probes that are risks on these splits

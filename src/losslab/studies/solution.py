@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from losslab.random import preserved_random_states
-from losslab.studies.config import RunConfig, load_config
+from losslab.studies.config import load_config
 from losslab.studies.data import load_dataset
 from losslab.studies.models import build_model
 from losslab.studies.record import RunFolder
+from losslab.studies.sections import RunConfig
 from losslab.studies.shipped import find_config
 from losslab.studies.train import LoadedRun, load_run
 

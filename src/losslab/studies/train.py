@@ -21,12 +21,13 @@ from torch.optim import Optimizer
 
 from losslab.status import Progress
 from losslab.studies import checkpoint
-from losslab.studies.config import RunConfig, make_config
+from losslab.studies.config import make_config
 from losslab.studies.data import Batches, Dataset, load_dataset
 from losslab.studies.environment import environment
 from losslab.studies.models import build_model
 from losslab.studies.optimizers import build_optimizer, rate_factor
 from losslab.studies.record import RunFolder, Sink
+from losslab.studies.sections import RunConfig
 
 
 def train(
