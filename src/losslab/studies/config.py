@@ -71,6 +71,7 @@ def _schema_at(location: Iterable[int | str]) -> dict[str, Any]:
             schema = schema["properties"][part]
         else:
             schema = schema["prefixItems"][part] if "prefixItems" in schema else schema["items"]
+        schema = next((choice for choice in schema.get("anyOf", ()) if "$ref" in choice), schema)
         if "$ref" in schema:
             schema = whole["$defs"][schema["$ref"].rpartition("/")[2]]
     return schema
@@ -85,8 +86,8 @@ def _described(schema: dict[str, Any]) -> str:
     if "pattern" in schema:
         return "a name of letters, digits, '.', '_' and '-'"
     if "items" in schema:
-        kind = "of numbers, " if "enum" not in schema["items"] else ""
-        return f"a list {kind}each {_described(schema['items'])}"
+        kind = "" if "enum" in schema["items"] else " of numbers"
+        return f"a list{kind}, each {_described(schema['items'])}"
     bounds = [f"{sign} {schema[key]}" for key, sign in _BOUNDS.items() if key in schema]
     return " ".join([_NOUNS[schema["type"]], " and ".join(bounds)]).strip()
 

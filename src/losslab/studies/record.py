@@ -121,6 +121,17 @@ class RunFolder:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(row + "\n")
 
+    def rewind(self, step: int) -> None:
+        """Forget the rows that were logged after `step` steps, and a run's end: training goes on from there."""
+        kept = [row for row in self.metrics() if row["step"] <= step and row.get("kind") != "final"]
+        text = "".join(json.dumps(encode(row), allow_nan=False) + "\n" for row in kept)
+        write_atomically(self.path / "metrics.jsonl", text.encode())
+
+    @property
+    def final(self) -> dict[str, Any] | None:
+        """The row that ends a run; None where training has not come to its end."""
+        return next((row for row in reversed(self.metrics()) if row.get("kind") == "final"), None)
+
     def metrics(self) -> list[dict[str, Any]]:
         """All rows logged so far; a last line torn by a crash is left out.
 
