@@ -86,7 +86,7 @@ def test_what_is_there_is_kept(study):
 
 
 def test_another_configuration_is_not_written_over(study):
-    with pytest.raises(FileExistsError, match="run of another configuration is there"):
+    with pytest.raises(ValueError, match="holds a run of another configuration"):
         fourway(study, configs(0.5), QUICK)
     same = configs(0.1)[0]
     with pytest.raises(ValueError, match="expected different names, got run0, run0"):

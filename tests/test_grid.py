@@ -23,8 +23,9 @@ from losslab.status import Status, StopRequested
 from losslab.studies.config import load_config
 from losslab.studies.probing import find_probe, measure, risk_of, shares_points
 from losslab.studies.record import RunFolder
+from losslab.studies.runs import load_run
 from losslab.studies.shipped import find_config
-from losslab.studies.train import load_run, train
+from losslab.studies.train import train
 from processes import run_ranks
 
 

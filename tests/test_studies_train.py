@@ -14,10 +14,12 @@ from torch.nn.utils import parameters_to_vector
 from losslab.studies import checkpoint
 from losslab.studies.config import load_config, make_config
 from losslab.studies.data import Batches, Split
+from losslab.studies.evaluation import evaluate
 from losslab.studies.optimizers import OPTIMIZERS, build_optimizer, rate_factor
 from losslab.studies.record import RunFolder
+from losslab.studies.runs import load_run, probe_batches
 from losslab.studies.sections import OptimizerConfig, ScheduleConfig
-from losslab.studies.train import evaluate, load_run, probe_batches, train
+from losslab.studies.train import train
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -53,8 +55,12 @@ def test_run_folder_is_complete(new):
         "step", "kind", "epoch", "seconds", "learning_rate",
         "train_loss", "train_accuracy", "validation_loss", "validation_accuracy",
     ]  # fmt: skip
-    assert list(final) == ["step", "kind", "test_loss", "test_accuracy"]
-    assert (final["step"], final["kind"]) == (33, "final")
+    assert list(final) == [
+        "step", "kind", "status", "test_loss", "test_accuracy", "step_seconds", "peak_memory_bytes",
+    ]  # fmt: skip
+    assert (final["step"], final["kind"], final["status"]) == (33, "final", "completed")
+    assert 0 < 33 * final["step_seconds"] < 10 * epochs[-1]["seconds"]
+    assert final["peak_memory_bytes"] > 1e7
     assert epochs[0]["seconds"] < epochs[1]["seconds"] < epochs[2]["seconds"]
     assert epochs[-1]["validation_accuracy"] > max(0.8, epochs[0]["validation_accuracy"])
     assert final["test_accuracy"] > 0.8
@@ -64,7 +70,7 @@ def test_run_folder_is_complete(new):
     )
     assert {"device", "git_commit", "seed", "started"} <= set(folder.environment)
     assert sorted(path.name for path in (folder.path / "checkpoints").iterdir()) == [
-        "best.json", "best.safetensors", "last.json", "last.safetensors",
+        "best.safetensors", "last.safetensors",
     ]  # fmt: skip
 
 
@@ -136,7 +142,8 @@ def test_sinks_get_the_rows_and_progress_every_step(new):
     assert Sink.rows == folder.metrics()
     assert [(done, total) for done, total, _ in calls] == [(n, 22) for n in range(1, 23)]
     assert calls[0][2] == ""
-    assert calls[-1][2] == f"validation accuracy {folder.metrics()[0]['validation_accuracy']:.1%}"
+    assert calls[-2][2] == f"validation accuracy {folder.metrics()[0]['validation_accuracy']:.1%}"
+    assert calls[-1][2] == f"validation accuracy {folder.metrics()[1]['validation_accuracy']:.1%}"
 
 
 def test_max_steps_ends_inside_an_epoch(new):
@@ -149,7 +156,7 @@ def test_divergence_is_recorded(new):
     config = configure(optimizer={"name": "sgd", "lr": 1e20}, training={"epochs": 4})
     folder = train(config, new())
     *epochs, final = folder.metrics()
-    assert final["diverged"] is True
+    assert final["status"] == "diverged"
     assert len(epochs) == 1
     assert not math.isfinite(epochs[0]["train_loss"])
     assert 0 < final["step"] < 11
@@ -282,7 +289,7 @@ def test_load_run_refuses_what_is_no_run(tmp_path):
 )
 def test_optimizers_take_their_settings(values, kind, settings):
     config = OptimizerConfig.model_validate({"lr": 0.3, "weight_decay": 0.02, **values})
-    optimizer = build_optimizer(config, torch.nn.Linear(2, 2).parameters())
+    optimizer = build_optimizer(config, torch.nn.Linear(2, 2))
     assert type(optimizer) is kind
     group = optimizer.param_groups[0]
     assert {key: group[key] for key in ("lr", "weight_decay", *settings)} == {

@@ -29,7 +29,8 @@ from losslab.status import Status, StopRequested
 from losslab.studies.config import make_config
 from losslab.studies.probing import find_probe, measure
 from losslab.studies.record import RunFolder
-from losslab.studies.train import load_run, train
+from losslab.studies.runs import load_run
+from losslab.studies.train import train
 from untouched import assert_untouched
 
 EXACT = TrajectoryOptions(tol=1e-10, sharpness_samples=0)

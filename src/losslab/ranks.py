@@ -64,7 +64,7 @@ class Ranks:
 
     def total(self, *numbers: float) -> tuple[float, ...]:
         """The sums of a few numbers, in float64."""
-        return tuple(self.sum(torch.tensor(numbers, dtype=torch.float64, device=self._device)).tolist())
+        return tuple(self.sum(torch.tensor(numbers, dtype=torch.float64, device=self.device)).tolist())
 
     def each(self, number: float) -> list[float]:
         """Every process's number, in their order."""
@@ -84,7 +84,8 @@ class Ranks:
         return parts
 
     @property
-    def _device(self) -> torch.device:
+    def device(self) -> torch.device:
+        """Where a tensor must lie to be sent."""
         nccl = self.count > 1 and dist.get_backend(self.group) == "nccl"
         return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
 

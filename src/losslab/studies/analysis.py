@@ -13,8 +13,9 @@ from losslab.status import Progress, Stages
 from losslab.studies.data import load_dataset
 from losslab.studies.probing import find_probe, measure, risk_of
 from losslab.studies.record import RunFolder
+from losslab.studies.runs import load_run
 from losslab.studies.sections import RunConfig
-from losslab.studies.train import load_run, train
+from losslab.studies.train import train
 
 SNAPSHOTS = 20  # along a tracked training, about
 EIGENVALUES = 20  # at each end
@@ -78,18 +79,14 @@ def analyze(
 
 
 def trained(config: RunConfig, path: str | Path, tick: Progress | None) -> RunFolder:
-    """The finished run of this configuration in that folder, trained now or before.
+    """The finished run of this configuration in that folder, trained now, before, or in part before.
 
     Raises:
-        FileExistsError: Something else is in the folder.
+        FileExistsError: Something that is no run is in the folder.
+        ValueError: A run of another configuration is there.
     """
     folder = RunFolder(path)
-    if folder.is_run():
-        if folder.config != config.model_dump(mode="json"):
-            raise FileExistsError(f"{path}: a run of another configuration is there; choose another output folder")
-        if any(row.get("kind") == "final" for row in folder.metrics()):
-            return folder
-    return train(config, RunFolder.create(path, overwrite=folder.is_run()), progress=tick)
+    return train(config, folder if folder.is_run() else RunFolder.create(path), progress=tick, resume=True)
 
 
 def _with_snapshots(config: RunConfig) -> RunConfig:

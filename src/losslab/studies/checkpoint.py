@@ -86,7 +86,8 @@ def save(
         write_atomically(path, content)
     except OSError as error:
         kept = f"; the one of before is kept: {path.name}" if path.is_file() else ""
-        raise OSError(f"{path}: cannot write the checkpoint of step {step} ({error.strerror or error}){kept}") from error
+        why = error.strerror or error
+        raise OSError(f"{path}: cannot write the checkpoint of step {step} ({why}){kept}") from error
 
 
 def load(folder: RunFolder, name: str) -> Checkpoint:

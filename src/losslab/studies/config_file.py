@@ -94,3 +94,12 @@ def shown(value: Any) -> str:
     """A value for an error line: short whatever it is."""
     text = "null" if value is None else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Where two plain trees differ, such as "optimizer.lr: 0.1 there, 0.2 now"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        prefix = f"{name}." if name else ""
+        return [line for key in keys for line in differences(old.get(key), new.get(key), f"{prefix}{key}")]
+    return [] if old == new else [f"{name}: {shown(old)} there, {shown(new)} now"]

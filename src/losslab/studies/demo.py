@@ -10,8 +10,9 @@ from losslab.status import Progress, Stages
 from losslab.studies.config import load_config
 from losslab.studies.probing import find_probe, measure, risk_of
 from losslab.studies.record import RunFolder
+from losslab.studies.runs import LoadedRun, load_run
 from losslab.studies.shipped import shipped_configs
-from losslab.studies.train import LoadedRun, load_run, train
+from losslab.studies.train import train
 
 RUNS = ("sgd", "sgd_momentum", "adamw")
 MARKER = "demo.txt"  # a folder without it is not the demo's to replace

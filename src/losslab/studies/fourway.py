@@ -20,8 +20,8 @@ from losslab.studies.analysis import trained
 from losslab.studies.data import Batches
 from losslab.studies.probing import find_probe, label_of, measure, risk_of
 from losslab.studies.record import RunFolder
+from losslab.studies.runs import LoadedRun, load_run
 from losslab.studies.sections import RunConfig
-from losslab.studies.train import LoadedRun, load_run
 
 Settings = Mapping[str, Mapping[str, Any]]
 
@@ -69,8 +69,8 @@ def fourway(
         The study folder.
 
     Raises:
-        ValueError: Two configurations of one name.
-        FileExistsError: A run of another configuration is there.
+        ValueError: Two configurations of one name, or a run of another configuration is there.
+        FileExistsError: Something that is no run is there.
     """
     names = [config.name for config in configs]
     if len(set(names)) < len(names):

@@ -51,5 +51,6 @@ def unpack(packed: Any, tensors: dict[str, Tensor]) -> Any:
         return {key: unpack(item, tensors) for key, item in packed["dict"]}
     if "float" in packed:
         return float.fromhex(packed["float"])
-    items = [unpack(item, tensors) for item in packed.get("list", packed.get("tuple"))]
-    return items if "list" in packed else tuple(items)
+    ((kind, values),) = packed.items()
+    items = [unpack(item, tensors) for item in values]
+    return items if kind == "list" else tuple(items)

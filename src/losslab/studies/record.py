@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -29,6 +29,7 @@ _LEFT_BY_A_RUN = (
     "snapshots",
     "probes",
     "figures",
+    "tensorboard",
 )
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -38,6 +39,23 @@ class Sink(Protocol):
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         """Take one row, known after `step` optimizer steps."""
+
+
+@runtime_checkable
+class ModelSink(Sink, Protocol):
+    """A sink that looks at the network too, at each row; it leaves it as it is."""
+
+    def open(self, network: Any, example: Any, step: int) -> None:
+        """Told once, before the training's first step.
+
+        Args:
+            network: The module that is trained; the same object until the end.
+            example: One batch of its inputs.
+            step: The steps that it has taken: what was told of later ones, before the run was killed, is void.
+        """
+
+    def close(self) -> None:
+        """Told once, after the last row or when the run was stopped."""
 
 
 class RunFolder:

@@ -12,9 +12,9 @@ from losslab.studies.config import load_config
 from losslab.studies.data import load_dataset
 from losslab.studies.models import build_model
 from losslab.studies.record import RunFolder
+from losslab.studies.runs import LoadedRun, load_run
 from losslab.studies.sections import RunConfig
 from losslab.studies.shipped import find_config
-from losslab.studies.train import LoadedRun, load_run
 
 
 def find_solution(
@@ -63,7 +63,7 @@ def initial(config: RunConfig) -> nn.Module:
     """The configuration's model with the weights that its seed decides, in eval mode."""
     data = load_dataset(config.dataset)
     with preserved_random_states(config.seed):
-        return build_model(config.model, data.input_shape, data.num_classes).eval()
+        return build_model(config.model, data.input_shape, data.num_classes, data.vocabulary).eval()
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
