@@ -22,7 +22,7 @@ from losslab.studies import checkpoint
 from losslab.studies.config import make_config
 from losslab.studies.record import RunFolder, write_json
 
-TIMES = ("seconds", "step_seconds", "peak_memory_bytes")
+TIMES = ("seconds", "samples_per_second", "step_seconds", "peak_memory_bytes")
 CONFIG = {
     "name": "killed",
     "dataset": {"batch_size": 32, "augment": ["crop"]},

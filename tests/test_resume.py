@@ -18,7 +18,8 @@ from losslab.studies.record import RunFolder
 from losslab.studies.runs import load_run
 from losslab.studies.train import train
 
-TIMES = ("seconds", "step_seconds", "peak_memory_bytes", "reached_seconds")  # what no two runs share
+# What no two runs share.
+TIMES = ("seconds", "samples_per_second", "step_seconds", "peak_memory_bytes", "reached_seconds")
 CNN = {"name": "simple_cnn", "width": 3, "batch_norm": True}
 
 

@@ -53,7 +53,8 @@ def test_run_folder_is_complete(new):
     assert [row["epoch"] for row in epochs] == [1, 2, 3]
     assert list(epochs[0]) == [
         "step", "kind", "epoch", "seconds", "learning_rate",
-        "train_loss", "train_accuracy", "validation_loss", "validation_accuracy",
+        "train_loss", "train_accuracy", "samples_per_second", "validation_loss", "validation_accuracy",
+        "parameter_norm", "gradient_norm",
     ]  # fmt: skip
     assert list(final) == [
         "step", "kind", "status", "test_loss", "test_accuracy", "step_seconds", "peak_memory_bytes",

@@ -36,7 +36,7 @@ def in_each_process(ranks, path):
 
 
 def without_times(rows):
-    times = ("seconds", "step_seconds", "peak_memory_bytes")
+    times = ("seconds", "samples_per_second", "step_seconds", "peak_memory_bytes")
     return [{key: value for key, value in row.items() if key not in times} for row in rows]
 
 

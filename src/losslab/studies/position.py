@@ -16,6 +16,7 @@ class Position:
         loss: Summed over the examples since the last row, and so on.
         correct: Examples classified correctly.
         examples: Examples.
+        seconds_before: `seconds` at the last row.
         best: Validation accuracy and negative loss of the best evaluation.
         status: How the run ended; None while it has not.
         reached: When the target was, if it was.
@@ -26,6 +27,7 @@ class Position:
     loss: float = 0.0
     correct: int = 0
     examples: int = 0
+    seconds_before: float = 0.0
     best: tuple[float, float] = (-math.inf, -math.inf)
     status: str | None = None
     reached: dict[str, float] = field(default_factory=dict)
@@ -42,7 +44,11 @@ class Position:
             self.status = "diverged"
 
     def take_means(self) -> dict[str, float]:
-        """The mean training loss and accuracy since the last call."""
-        means = {"train_loss": self.loss / self.examples, "train_accuracy": self.correct / self.examples}
-        self.loss, self.correct, self.examples = 0.0, 0, 0
+        """The mean training loss and accuracy, and the speed, since the last call."""
+        means = {
+            "train_loss": self.loss / self.examples,
+            "train_accuracy": self.correct / self.examples,
+            "samples_per_second": self.examples / (self.seconds - self.seconds_before),
+        }
+        self.loss, self.correct, self.examples, self.seconds_before = 0.0, 0, 0, self.seconds
         return means

@@ -63,4 +63,6 @@ def train(
             except KeyboardInterrupt:
                 training.save_if_whole()
                 raise
+            finally:
+                training.close()
     return folder

@@ -22,9 +22,11 @@ from losslab.studies.devices import random_states, restore_random_states
 from losslab.studies.environment import environment
 from losslab.studies.evaluation import sums
 from losslab.studies.models import build_model
-from losslab.studies.optimizers import build_optimizer, rate_factor
+from losslab.studies.monitor import norms
+from losslab.studies.optimizers import build_optimizer
 from losslab.studies.position import Position
-from losslab.studies.record import RunFolder, Sink
+from losslab.studies.record import ModelSink, RunFolder, Sink
+from losslab.studies.schedules import rate_factor
 from losslab.studies.sections import RunConfig
 from losslab.studies.stepping import Stepper
 
@@ -75,16 +77,15 @@ class Training:
         """Begin the run in its folder, or go on from its checkpoint."""
         if resume and "last" in checkpoint.names(self.folder):
             self._restore()
-            return
-        if self.ranks.rank == 0:
-            self.folder.path.mkdir(parents=True, exist_ok=True)
-            self.folder.write_config(self.config.model_dump(mode="json"))
-            self.folder.write_environment(environment(seed=self.config.seed, device=self.fabric.device))
-            self.folder.rewind(-1)
-        else:  # other dropout in each process, after the same first weights
-            torch.default_generator.manual_seed(self.config.seed + self.ranks.rank)
-        self._set_rate()
-        self._snapshot(last=False)
+        else:
+            self._begin()
+        for sink in self._model_sinks():
+            sink.open(self.network, self.batches.split.inputs[: self.batches.batch_size], self.at.step)
+
+    def close(self) -> None:
+        """Tell the sinks that no further row comes."""
+        for sink in self._model_sinks():
+            sink.close()
 
     def run(self) -> None:
         """Train to the end, or to where it is told to stop; then the final row."""
@@ -105,6 +106,18 @@ class Training:
         """Write the checkpoint of now, unless a step is half done."""
         if self.whole:
             self._save("last")
+
+    def _begin(self) -> None:
+        """What a folder has before the first step."""
+        if self.ranks.rank == 0:
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            self.folder.write_config(self.config.model_dump(mode="json"))
+            self.folder.write_environment(environment(seed=self.config.seed, device=self.fabric.device))
+            self.folder.rewind(-1)
+        else:  # other dropout in each process, after the same first weights
+            torch.default_generator.manual_seed(self.config.seed + self.ranks.rank)
+        self._set_rate()
+        self._snapshot(last=False)
 
     def _one_pass(self) -> None:
         done = self.at.step % len(self.batches)
@@ -145,7 +158,7 @@ class Training:
         times = {"epoch": int(epoch) if epoch.is_integer() else epoch, "seconds": self.at.seconds}
         row = {"kind": "epoch", **times, "learning_rate": self.optimizer.param_groups[0]["lr"], **self.at.take_means()}
         loss, accuracy = self._evaluate(self.validation)
-        row |= {"validation_loss": loss, "validation_accuracy": accuracy}
+        row |= {"validation_loss": loss, "validation_accuracy": accuracy, **norms(self.network)}
         self._aim(row, epoch)
         self._log(row)
         if self.at.status != "diverged" and (accuracy, -loss) > self.at.best:
@@ -174,7 +187,7 @@ class Training:
         if self.vary is None:
             return inputs
         seed = (self.config.seed << 32) + self.at.step
-        return self.vary(inputs, torch.Generator(inputs.device).manual_seed(seed))
+        return self.vary(inputs, torch.Generator().manual_seed(seed))
 
     def _set_rate(self) -> None:
         rate = self.config.optimizer.lr * rate_factor(self.config.schedule, self.at.step, self.total)
@@ -197,6 +210,9 @@ class Training:
     def _log(self, row: dict[str, Any]) -> None:
         for sink in self.sinks if self.ranks.rank == 0 else ():
             self._tell(lambda sink=sink: sink.log(self.at.step, row))  # type: ignore[misc]
+
+    def _model_sinks(self) -> list[ModelSink]:
+        return [sink for sink in self.sinks if isinstance(sink, ModelSink)] if self.ranks.rank == 0 else []
 
     def _tell(self, call: Callable[[], Any]) -> None:
         """Call what may ask to stop."""
