@@ -1,6 +1,7 @@
 """Matrices whose spectrum is known, as operators; and operators that misbehave."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from losslab.operators.base import LinearOperator
 from losslab.operators.dense import DenseOperator
 
 
+@lru_cache(maxsize=64)
 def rotation(n: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=generator))[0]

@@ -1,5 +1,9 @@
-"""Several processes on this machine that compute together, as torchrun starts them."""
+"""Several processes on this machine that compute together, as torchrun starts them.
 
+They are forked from one that has imported the package, and nothing else: importing it takes longer than all they do.
+"""
+
+import multiprocessing
 import os
 import socket
 from collections.abc import Callable
@@ -11,10 +15,13 @@ import torch.multiprocessing as mp
 
 from losslab.ranks import Ranks
 
+multiprocessing.set_forkserver_preload(["pytest", "losslab.analyzer.landscape", "losslab.cli"])
+
 
 def run_ranks(function: Callable[..., Any], count: int, folder: Path, *args: Any) -> list[Any]:
     """What `function(ranks, *args)` returns in each of `count` gloo processes."""
-    mp.spawn(_start, args=(function, count, free_port(), folder, args), nprocs=count)
+    settings = (function, count, free_port(), folder, args)
+    mp.start_processes(_start, args=settings, nprocs=count, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(count)]
 
 

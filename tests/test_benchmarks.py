@@ -150,8 +150,17 @@ def test_overhead_knows_the_functions_that_it_names(load):
 
 
 @pytest.mark.slow
-def test_scaling(printed, load, monkeypatch):
+def test_scaling(printed, load, inline, monkeypatch):
+    """One process is this one; two are torchrun's."""
     scaling = load("scaling")
+    fresh = scaling.in_a_fresh_process
+    inline("scaling")
+    here = scaling.in_a_fresh_process
+
+    def started(script, arguments, timeout, launcher):
+        return fresh(script, arguments, timeout, launcher) if launcher else here(script, arguments, timeout)
+
+    monkeypatch.setattr(scaling, "in_a_fresh_process", started)
     points = [scaling.point(200, examples=12, batch_size=4), scaling.point(200, examples=12, batch_size=4, processes=2)]
     monkeypatch.setattr(scaling, "series", lambda quick: {"processes": ("processes", points)})
     text = printed("scaling", "--quick")

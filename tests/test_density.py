@@ -68,19 +68,19 @@ def test_all_sign_vectors_give_exact_moments():
 
 
 def test_standard_error_is_calibrated():
-    """z = (mean − truth)/error over 60 runs: variance near 1 (chi-square with 20 probes each: 1.0–1.12 expected)."""
+    """z = (mean − truth)/error over 60 runs: variance near 1, and below it where the bound is above the variance."""
     operator = rotated(np.linspace(0, 1, 60) ** 2)
     width = 0.1
     values = np.linspace(0, 1, 60) ** 2
     scores = []
     for seed in range(60):
-        density = spectral_density(operator, num_probes=20, num_nodes=25, width=width, seed=seed)
+        density = spectral_density(operator, num_probes=8, num_nodes=15, width=width, seed=seed)
         at = [np.searchsorted(density.grid, where) for where in (0.05, 0.4, 0.8)]
         truth = np.exp(-0.5 * ((density.grid[at, None] - values) / width) ** 2).mean(1) / (width * np.sqrt(2 * np.pi))
         scores.append((density.density[at] - truth) / density.standard_error[at])
     scores = np.array(scores)
     assert (np.abs(scores.mean(axis=0)) < 4 / np.sqrt(60) * 1.1).all()
-    # 60 squared scores of t with 19 degrees of freedom: mean 1.12, standard deviation 0.23.
+    # The mean of 60 squared normal scores has standard deviation 0.18.
     assert ((scores**2).mean(axis=0) > 0.5).all()
     assert ((scores**2).mean(axis=0) < 2.0).all()
 
@@ -114,7 +114,7 @@ def test_low_rank_stops_early(dtype):
 def test_one_probe_has_an_error_band_that_is_the_scatter_between_probes():
     """Where the kernel is narrow beside the spectrum, so that Σᵢ f(A)ᵢᵢ² is small, the bound is the variance itself."""
     operator = rotated(SPECTRA["uniform"])
-    one = [spectral_density(operator, num_probes=1, num_nodes=200, width=0.3, seed=seed) for seed in range(60)]
+    one = [spectral_density(operator, num_probes=1, num_nodes=90, width=0.3, seed=seed) for seed in range(60)]
     grid = np.linspace(1, 9, 9)
     curves = np.array([np.interp(grid, density.grid, density.density) for density in one])
     bands = np.array([np.interp(grid, density.grid, density.standard_error) for density in one])

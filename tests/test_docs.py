@@ -1,6 +1,7 @@
 """Docs that are executed do not drift: doctests, the README's Python example and its output, commands and paths."""
 
 import contextlib
+import dataclasses
 import doctest
 import importlib
 import io
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 import losslab
 from losslab import cli
 from losslab.probes import PROBES
+from losslab.studies.demo import QUICK
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -58,6 +60,8 @@ def test_readme_example_prints_what_it_says():
 def test_readme_commands_run(tmp_path, monkeypatch):
     """Every `losslab` command of the README, in order, at small settings."""
     monkeypatch.chdir(tmp_path)
+    tiny = (*QUICK.overrides, "training.epochs=1", "model.width=4", "schedule.warmup_steps=1", "probes.examples=32")
+    monkeypatch.setattr("losslab.cli.training.QUICK", dataclasses.replace(QUICK, overrides=tiny))
     commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("losslab ")]
     assert len(commands) >= 5
     for line in commands:

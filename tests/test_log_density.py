@@ -56,15 +56,16 @@ def test_everything_is_counted_once(name, floor, dtype):
 @pytest.mark.parametrize("width", [0.03, 0.1, 0.4])
 def test_equals_the_eigenvalues_own(width):
     """One probe a coordinate and as many nodes as eigenvalues: no sampling and no quadrature error is left."""
-    size = len(SPREAD)
-    density = spectral_density(rotated(SPREAD), vectors=torch.eye(size), num_nodes=size)
+    values = SPREAD[::3]
+    size = len(values)
+    density = spectral_density(rotated(values), vectors=torch.eye(size), num_nodes=size)
     result = log_density(density, size, width=width, floor=1e-4)
-    positive, negative = np.log10(SPREAD[SPREAD > 0]), np.log10(-SPREAD[SPREAD < 0])
+    positive, negative = np.log10(values[values > 0]), np.log10(-values[values < 0])
     np.testing.assert_allclose(result.positive, kernel(positive, result.grid, width, size), atol=1e-9)
     np.testing.assert_allclose(result.negative, kernel(negative, result.grid, width, size), atol=1e-9)
     assert result.below_floor == pytest.approx(0, abs=1e-9)
     higher = log_density(density, size, width=width, floor=0.1)
-    assert higher.below_floor == pytest.approx((np.abs(SPREAD) <= 0.1).mean(), abs=1e-9)
+    assert higher.below_floor == pytest.approx((np.abs(values) <= 0.1).mean(), abs=1e-9)
 
 
 def test_band_is_calibrated():

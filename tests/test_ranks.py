@@ -1,13 +1,12 @@
 """Several processes give the answers of one: unequal shards, none at all, Krylov bases in parts."""
 
-
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch.multiprocessing as mp
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.testing import assert_close
 from typer.testing import CliRunner
 
@@ -121,36 +120,34 @@ def test_parts_cover_a_vector_once(size):
     assert [len(part) for part in parts] == [Split(size, one).local_size for one in ranks]
 
 
-DYING = """
-import os, torch
-from cases import CASES
-from losslab import EmpiricalRisk, Hessian, Ranks, eigenpairs
+def search_and_die(rank: int, port: int, folder: Path) -> None:
+    """Process 1 dies after three products; process 0 leaves the complaint that it ends with in the folder."""
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
 
-def die(done, total, note):
-    if ranks.rank == 1 and done == 3:
-        os._exit(7)
+    def die(done, total, note):
+        if rank == 1 and done == 3:
+            os._exit(7)
 
-torch.set_num_threads(1)
-with Ranks.joined() as ranks:
-    case = CASES["ragged MSE"]()
-    risk = EmpiricalRisk(case.model, case.loss_fn, case.batches[ranks.rank :: 2], ranks=ranks)
-    eigenpairs(Hessian(risk), 3, tol=1e-12, progress=die)
-"""
-
-
-def start(rank: int, count: int, port: int) -> subprocess.Popen:
-    here = Path(__file__).parent
-    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(here)}
-    env |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
-    return subprocess.Popen([sys.executable, "-c", DYING], env=env, stderr=subprocess.PIPE, text=True)
+    try:
+        with Ranks.joined() as ranks:
+            case = CASES[CASE]()
+            risk = EmpiricalRisk(case.model, case.loss_fn, case.batches[rank::2], ranks=ranks)
+            eigenpairs(Hessian(risk), 3, tol=1e-12, progress=die)
+    except RuntimeError as error:
+        (folder / "complaint").write_text(str(error))
+        raise
 
 
-def test_a_process_that_dies_ends_the_others_with_a_clear_error():
-    port = free_port()
-    survivor, dying = (start(rank, 2, port) for rank in range(2))
-    assert dying.wait(timeout=60) == 7
-    _, complaint = survivor.communicate(timeout=60)  # within a minute of the death
-    assert survivor.returncode == 1
+def test_a_process_that_dies_ends_the_others_with_a_clear_error(tmp_path):
+    process, port = mp.get_context("forkserver").Process, free_port()
+    survivor, dying = (process(target=search_and_die, args=(rank, port, tmp_path)) for rank in range(2))
+    for one in (survivor, dying):
+        one.start()
+    for one in (dying, survivor):
+        one.join(timeout=60)  # within a minute of the death
+    assert (survivor.exitcode, dying.exitcode) == (1, 7)
+    complaint = (tmp_path / "complaint").read_text()
     assert "process 0 of 2: another process ended or does not answer, so there is no result" in complaint
 
 
@@ -159,24 +156,35 @@ def trained(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "mlp"
     changes = ["--set=model.name=mlp", "--set=model.width=8", "--set=training.epochs=1", "--set=probes.batch_size=64"]
     result = CliRunner().invoke(app, ["train", "sgd", "--output", str(path), "--quiet", *changes])
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 0, result.exception
     return path
 
 
-def torchrun(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
-    command += ["-m", "losslab", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+def command(*arguments: str) -> str:
+    """What `losslab` prints with these arguments."""
+    torch.set_num_threads(1)
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.exception
+    return result.output
+
+
+def torchrun(*arguments: str) -> list[str]:
+    """What `losslab` prints on each of two processes that torchrun's launcher starts: forked, for they start faster."""
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=2, run_id="test", rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+        max_restarts=0, start_method="forkserver",
+    )  # fmt: skip
+    printed = elastic_launch(config, command)(*arguments)
+    return [printed[rank] for rank in range(2)]
 
 
 def test_torchrun_probes_together_and_writes_once(trained):
     settings = ["--set=k=2", "--set=num_nodes=15", "--set=trace_samples=8"]
-    together = torchrun("probe", "spectrum", "--from", str(trained), *settings)
-    assert together.returncode == 0, together.stderr
-    assert together.stdout.count("largest eigenvalues") == 1
+    first, second = torchrun("probe", "spectrum", "--from", str(trained), *settings)
+    assert first.count("largest eigenvalues") == 1
+    assert not second
     found = SpectrumResult.from_record(*RunFolder(trained).read_record("spectrum"))
-    alone = CliRunner().invoke(app, ["probe", "spectrum", "--run", str(trained), *settings])
-    assert alone.exit_code == 0, alone.output
+    command("probe", "spectrum", "--run", str(trained), *settings)
     expected = SpectrumResult.from_record(*RunFolder(trained).read_record("spectrum"))
     assert found.trace.value == pytest.approx(expected.trace.value, rel=1e-4)
     assert (found.matvecs, found.num_examples) == (expected.matvecs, expected.num_examples)

@@ -93,7 +93,19 @@ def test_overrides_apply_in_order_and_parse_as_yaml(write):
         ("optimizer: {lr: .inf}", "optimizer.lr: expected a finite number > 0, got inf"),
         ("optimizer: {lr: .nan}", "optimizer.lr: expected a finite number > 0, got nan"),
         ("optimizer: {momentum: 1}", "optimizer.momentum: expected a number >= 0 and < 1, got 1"),
-        ("optimizer: {name: sdg}", "optimizer.name: expected one of 'sgd', 'adam', 'adamw', got 'sdg'"),
+        (
+            "schedule: {name: cosinus}",
+            "schedule.name: expected one of 'constant', 'cosine', 'linear', 'one_cycle', got 'cosinus'; "
+            "did you mean 'cosine'?",
+        ),
+        (
+            "schedule: {name: steps}",
+            "schedule.name: expected one of 'constant', 'cosine', 'linear', 'one_cycle', got 'steps'",
+        ),
+        (
+            "{optimizer: {name: sam}, training: {precision: 16-mixed}}",
+            "training.precision: sam cannot scale its two gradients; expected bf16-mixed or 32-true",
+        ),
         ("optimizer: {betas: [0.9]}", "optimizer.betas: expected a list of two numbers, got [0.9]"),
         ("optimizer: {betas: 0.9}", "optimizer.betas: expected a list of two numbers, got 0.9"),
         ("optimizer: {betas: [0.9, 1]}", "optimizer.betas.1: expected a number >= 0 and < 1, got 1"),

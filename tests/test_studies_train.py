@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 import warnings
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from losslab.studies import checkpoint
 from losslab.studies.config import load_config, make_config
 from losslab.studies.data import Batches, Split
 from losslab.studies.evaluation import evaluate
-from losslab.studies.optimizers import OPTIMIZERS, build_optimizer, rate_factor
+from losslab.studies.optimizers import OPTIMIZERS, build_optimizer
 from losslab.studies.record import RunFolder
 from losslab.studies.runs import load_run, probe_batches
+from losslab.studies.schedules import rate_factor
 from losslab.studies.sections import OptimizerConfig, ScheduleConfig
 from losslab.studies.train import train
 
@@ -142,9 +144,9 @@ def test_sinks_get_the_rows_and_progress_every_step(new):
     )
     assert Sink.rows == folder.metrics()
     assert [(done, total) for done, total, _ in calls] == [(n, 22) for n in range(1, 23)]
-    assert calls[0][2] == ""
-    assert calls[-2][2] == f"validation accuracy {folder.metrics()[0]['validation_accuracy']:.1%}"
-    assert calls[-1][2] == f"validation accuracy {folder.metrics()[1]['validation_accuracy']:.1%}"
+    assert re.fullmatch(r"loss [\d.]+", calls[0][2])
+    for call, row in ((calls[-2], folder.metrics()[0]), (calls[-1], folder.metrics()[1])):
+        assert re.fullmatch(rf"loss [\d.]+  validation accuracy {row['validation_accuracy']:.1%}", call[2])
 
 
 def test_max_steps_ends_inside_an_epoch(new):

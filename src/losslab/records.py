@@ -21,13 +21,18 @@ _NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def to_record(result: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Split a dataclass into a JSON tree and its arrays; nested dataclasses become nested trees and dotted names."""
+    """Split a dataclass into a JSON tree and its arrays; nested dataclasses become nested trees and dotted names.
+
+    The arrays of a tuple of arrays are numbered from 0, as if the numbers were names.
+    """
     values: dict[str, Any] = {}
     arrays: dict[str, np.ndarray] = {}
     for field in dataclasses.fields(result):
         value = getattr(result, field.name)
         if isinstance(value, np.ndarray):
             arrays[field.name] = value
+        elif isinstance(value, tuple) and value and all(isinstance(item, np.ndarray) for item in value):
+            arrays |= {f"{field.name}.{index}": item for index, item in enumerate(value)}
         elif dataclasses.is_dataclass(value):
             values[field.name], inner = to_record(value)
             arrays |= {f"{field.name}.{key}": array for key, array in inner.items()}
@@ -44,6 +49,9 @@ def from_record(cls: type[Result], values: dict[str, Any], arrays: dict[str, np.
         nested = _dataclass_in(hints[field.name])
         if field.name in arrays:
             arguments[field.name] = arrays[field.name]
+        elif f"{field.name}.0" in arrays and nested is None:  # a tuple of arrays
+            count = sum(key.rpartition(".")[0] == field.name for key in arrays)
+            arguments[field.name] = tuple(arrays[f"{field.name}.{index}"] for index in range(count))
         elif nested is not None and isinstance(values.get(field.name), dict):
             prefix = field.name + "."
             inner = {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
@@ -104,7 +112,11 @@ def _as_type(hint: Any, value: Any) -> Any:
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
-    """Put `content` at `path` whole or not at all: a temporary file beside it, fsync, rename."""
+    """Put `content` at `path` whole or not at all: a temporary file beside it, fsync, rename.
+
+    Raises:
+        OSError: It cannot be written, a full disk for one; the path is named, and an older file is still there.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -113,6 +125,8 @@ def write_atomically(path: str | Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            error.filename = str(path)  # write and fsync name none
         raise

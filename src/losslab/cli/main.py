@@ -8,12 +8,16 @@ import typer
 from rich.table import Table
 
 from losslab._version import __version__
-from losslab.cli import measuring, training
+from losslab.cli import batching, boarding, comparing, measuring, running, showing, training, tuning
 from losslab.cli.terminal import console, errors, finish
 from losslab.memory import keep_freed_memory
 from losslab.probes import PROBES
+from losslab.report.comparison import is_comparison
+from losslab.report.tuning import is_tuning
+from losslab.studies.batch_file import read_batch
 from losslab.studies.data import DATASETS
 from losslab.studies.models import MODELS
+from losslab.studies.optimizer_rows import ROWS
 from losslab.studies.shipped import shipped_configs
 
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
@@ -39,19 +43,28 @@ def options(
 
 def report(folder: Annotated[Path, typer.Argument(help="A run folder, or a study folder that holds several.")]) -> None:
     """Make the page and the pictures of a run or a study, from its files alone."""
-    finish(folder)
+    if is_tuning(folder):
+        tuning.show_tuned(folder)
+    elif is_comparison(folder):
+        comparing.finish(folder)
+    else:
+        finish(folder)
 
 
 def list_names() -> None:
-    """Name the probes, models, data sets and shipped configurations."""
+    """Name the probes, models, data sets, optimizers and shipped configurations."""
     grid = Table("kind", "name", "what")
     for row in PROBES.values():
         grid.add_row("probe", row.name, row.question)
     for kind, names in (("model", MODELS), ("data set", DATASETS)):
         for name, function in names.items():
             grid.add_row(kind, name, (function.__doc__ or "").strip().splitlines()[0])
+    for name, settings in ROWS.items():
+        grid.add_row("optimizer", name, ", ".join(f"{key} {value}" for key, value in settings.items()))
     for name, path in shipped_configs().items():
         grid.add_row("configuration", name, path.read_text(encoding="utf-8").splitlines()[0].lstrip("# "))
+    for name, path in shipped_configs("batch").items():
+        grid.add_row("batch", name, read_batch(path).description)
     console.print(grid)
 
 
@@ -59,14 +72,22 @@ app = typer.Typer(
     help="Measure the geometry of a neural network's loss.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 study = typer.Typer(help="Whole studies in one command.", no_args_is_help=True)
+show = typer.Typer(help="Pictures of a network at work.", no_args_is_help=True)
 app.callback()(options)
 app.command()(training.demo)
-app.command()(training.train)
+app.command(context_settings=measuring.TAKES_SETTINGS)(running.train)
+app.command(cls=batching.BatchCommand)(batching.batch)
+app.command()(tuning.tune)
+app.command()(comparing.compare)
 app.command(context_settings=measuring.TAKES_SETTINGS)(measuring.probe)
 app.command()(measuring.analyze)
 app.add_typer(study, name="study")
 study.command()(training.fourway)
+app.add_typer(show, name="show")
+show.command()(showing.features)
+show.command()(showing.attention)
 app.command()(report)
+app.command()(boarding.board)
 app.command("list")(list_names)
 
 

@@ -1,5 +1,6 @@
 """What the commands share: options, the progress bar, the stop key, tables."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,10 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from losslab.probes.base import Probe, ProbeResult
 from losslab.report import contents, page, table
@@ -27,42 +29,74 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
 @contextmanager
 def progress_bar(quiet: bool) -> Iterator[Tick | None]:
-    """A bar with the time left on a terminal; nothing where output is piped."""
-    if quiet or not console.is_terminal:
+    """A bar with the time left on a terminal; nothing where output is piped, or in continuous integration."""
+    if quiet or not console.is_terminal or "CI" in os.environ:  # some such services have a terminal
         yield None
         return
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(BarColumn(), TaskProgressColumn(), *times, TextColumn("{task.description}"), console=console) as bar:
+    with _Bar(BarColumn(), TaskProgressColumn(), *times, console=console) as bar:
         task = bar.add_task("", total=1.0)
-        yield lambda done, total, note: bar.update(task, completed=done, total=total or 1.0, description=escape(note))
+        yield lambda done, total, note: bar.update(task, completed=done, total=total or 1.0, description=note)
+
+
+class _Bar(Progress):
+    """A bar with the note on a line of its own, which 80 columns have no room for beside it."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """The bar, and the note."""
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            if task.description:
+                yield Text(task.description, no_wrap=True, overflow="ellipsis")
+
+
+class Stoppable:
+    """A `Tick` that asks for the end once somebody has asked for it by a signal."""
+
+    def __init__(self, bar: Tick | None) -> None:
+        self.bar, self.done = bar, 0.0
+        self.signal: signal.Signals | None = None
+
+    def __call__(self, done: float, total: float, note: str) -> None:
+        """Tell the bar.
+
+        Raises:
+            StopRequested: After a signal.
+        """
+        self.done = done
+        if self.bar is not None:
+            self.bar(done, total, note)
+        if self.signal is not None:
+            raise StopRequested
 
 
 @contextmanager
-def stop_key(bar: Tick | None) -> Iterator[Tick]:
-    """The first Ctrl-C ends a measurement with what is known by then; the second, or where that cannot be, at once."""
-    pressed = False
+def stop_key(bar: Tick | None, unit: str = "product") -> Iterator[Stoppable]:
+    """The first Ctrl-C ends a computation with what is known by then; the second, or where that cannot be, at once.
+
+    SIGTERM, by which a cluster takes a machine back, is the same as the first Ctrl-C.
+
+    Args:
+        bar: Told each tick.
+        unit: What a computation does between two ticks, for the message.
+    """
+    tick = Stoppable(bar)
 
     def press(number: int, frame: object) -> None:
-        nonlocal pressed
-        if pressed:
+        if tick.signal is not None:
             raise KeyboardInterrupt
-        pressed = True
-        errors.print("stopping after this product; Ctrl-C again to leave at once")
+        tick.signal = signal.Signals(number)
+        place = console if console.is_terminal else errors  # which writes above the bar that it shows
+        place.print(f"stopping after this {unit}; Ctrl-C again to leave at once")
 
-    def tick(done: float, total: float, note: str) -> None:
-        if bar is not None:
-            bar(done, total, note)
-        if pressed:
-            raise StopRequested
-
-    before = signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGINT, press)
+    before = {number: signal.signal(number, press) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield tick
     except StopRequested:
         raise KeyboardInterrupt from None
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def show(row: Probe, result: ProbeResult) -> None:
@@ -92,13 +126,13 @@ def _summary(folder: Path) -> None:
     for column in table.COLUMNS:
         cells = [column.cell(run) for run in found.runs]
         if any(cell.text != table.ABSENT for cell in cells):
-            grid.add_row(column.title, *map(_cell, cells))
+            grid.add_row(column.title, *map(cell_text, cells))
     for pair in found.pairs:
         grid.add_row(escape(f"barrier {pair.name}"), table.number(pair.get("interpolation.barrier")))
     console.print(grid)
 
 
-def _cell(cell: table.Cell) -> str:
+def cell_text(cell: table.Cell) -> str:
     """A number, what belongs to it below, and a question mark on one that did not converge."""
     text = f"[yellow]{escape(cell.text)} ?[/yellow]" if cell.suspect else escape(cell.text)
     return f"{text}\n[dim]{escape(cell.note)}[/dim]" if cell.note else text

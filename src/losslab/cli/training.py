@@ -1,4 +1,4 @@
-"""`losslab demo`, `losslab train` and `losslab study`: whatever trains."""
+"""`losslab demo` and `losslab study`: what trains several."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +13,6 @@ from losslab.studies.demo import demo as run_demo
 from losslab.studies.fourway import fourway as run_fourway
 from losslab.studies.record import RunFolder
 from losslab.studies.shipped import find_config
-from losslab.studies.train import train as run_training
 
 
 def demo(
@@ -31,23 +30,6 @@ def demo(
                 finish(output)
             raise
     finish(output)
-
-
-def train(
-    config: Annotated[str, typer.Argument(help="A YAML or JSON file, or the name of a shipped configuration.")],
-    changes: Changes = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Run folder; default runs/<name>.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in that folder.")] = False,
-    quiet: Quiet = False,
-) -> None:
-    """Train one configuration into a run folder."""
-    settings = load_config(find_config(config), changes or ())
-    path = output or Path("runs") / settings.name
-    folder = RunFolder.create(path, overwrite=overwrite and RunFolder(path).is_run())
-    with progress_bar(quiet) as tick:
-        run_training(settings, folder, progress=tick)
-    final = folder.metrics()[-1]
-    console.print(f"{folder.path}: test accuracy {final['test_accuracy']:.1%}, test loss {final['test_loss']:.4g}")
 
 
 def fourway(

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from losslab.report.images import Image
+
 # Okabe & Ito (2008), told apart by every kind of colour vision; without black and yellow, so that a colour
 # reads on white and on dark paper alike, and with a grey as the last.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
@@ -126,7 +128,7 @@ class Contour(Landscape):
     """The landscape from above, as filled contours with the origin marked."""
 
 
-Series = Line | Points | Surface | Contour
+Series = Line | Points | Surface | Contour | Image
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,11 @@ class Chart:
     def is_solid(self) -> bool:
         """Whether it is three-dimensional, which costs a browser one of its few WebGL contexts."""
         return any(isinstance(series, Surface) for panel in self.panels for series in panel.series)
+
+    @property
+    def is_still(self) -> bool:
+        """Whether it is made of images, which a page shows as a file: interactive ones would weigh megabytes."""
+        return any(isinstance(series, Image) for panel in self.panels for series in panel.series)
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -9,12 +9,16 @@ import numpy as np
 
 from losslab.studies.record import RunFolder, run_folders
 
+SERIES = ("feature_maps", "attention_maps")  # of these all records are shown: how the network came about
 PROBES = ("spectrum", "sharpness", "plane", "noise")  # what a complete run has; others are shown where they are
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run's files: the last row of each epoch, the final row, the latest record of each probe."""
+    """One run's files: the last row of each epoch, the final row, the latest record of each probe.
+
+    `series` holds all records of the probes in SERIES, in the order of their steps.
+    """
 
     name: str
     config: dict[str, Any] = field(default_factory=dict)
@@ -22,6 +26,7 @@ class Run:
     epochs: list[dict[str, Any]] = field(default_factory=list)
     final: dict[str, Any] | None = None
     probes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    series: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def get(self, dotted: str) -> Any:
         """A probe's value by its dotted name ("spectrum.trace.value"), None where the folder lacks it."""
@@ -100,7 +105,8 @@ def _run(name: str, folder: RunFolder) -> Run:
         environment=folder.environment if (folder.path / "environment.json").is_file() else {},
         epochs=[epochs[epoch] for epoch in sorted(epochs)],
         final=next((row for row in reversed(rows) if row.get("kind") == "final"), None),
-        probes={probe: folder.read_probe(probe) for probe in measured},
+        probes={probe: folder.read_probe(probe) for probe in measured if probe not in SERIES},
+        series={name: [folder.read_probe(name, label) for label in measured.get(name, ())] for name in SERIES},
     )
 
 

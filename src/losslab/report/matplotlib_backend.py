@@ -2,6 +2,8 @@
 
 import io
 import textwrap
+from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,15 @@ from losslab.report.chart import (
     log_ticks,
     tick_label,
 )
+from losslab.report.images import Image
 from losslab.studies.record import write_atomically
 
 DPI = 160
 GREY = "#8C8C8C"
+MIN_WIDTH = 7.2  # inches, which a title needs
+TICK_INCHES = 0.065  # a character of a label beside an image
+UPRIGHT = 5  # characters of the longest label that still lies below a tile
+_X_TICKS, _Y_TICKS = attrgetter("x_ticks"), attrgetter("y_ticks")
 BAND_OPACITY = 0.2
 TITLE_CHARACTERS = 56  # in one line of seven inches
 LEGEND_CHARACTERS = 90  # in one row below the panels
@@ -33,14 +40,15 @@ LEGEND_CHARACTERS = 90  # in one row below the panels
 def figure(chart: Chart) -> Figure:
     """Draw a chart."""
     rows, columns = chart.grid
-    size = (5.8 * columns, 4.7 * rows) if chart.is_landscape else (max(7.2, 4.4 * columns), 3.8 * rows + 0.6)
+    widths, heights, size = _cells(chart)
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(rows, columns, width_ratios=widths, height_ratios=heights)
     title = textwrap.fill(chart.title, TITLE_CHARACTERS * int(size[0]) // 7)
     figure.suptitle(_text(title), fontsize=12, fontweight="bold")
     for index, panel in enumerate(chart.panels):
         solid = any(isinstance(series, Surface) for series in panel.series)
-        axes = figure.add_subplot(rows, columns, index + 1, projection="3d" if solid else None)
+        axes = figure.add_subplot(grid[index // columns, index % columns], projection="3d" if solid else None)
         for series in panel.series:
             if isinstance(series, Surface):
                 _surface(axes, series)
@@ -49,6 +57,8 @@ def figure(chart: Chart) -> Figure:
             elif isinstance(series, Points):
                 _points(axes, series)
                 _values(figure, axes, series)
+            elif isinstance(series, Image):
+                _image(figure, axes, series)
             else:
                 _line(axes, series, panel)
         _axes(axes, panel)
@@ -61,6 +71,26 @@ def save(chart: Chart, path: Path) -> None:
     buffer = io.BytesIO()
     figure(chart).savefig(buffer, format="png", dpi=DPI)
     write_atomically(path, buffer.getvalue())
+
+
+def _cells(chart: Chart) -> tuple[list[float], list[float], tuple[float, float]]:
+    """The widths of the columns and the heights of the rows, in inches, and those of the whole figure."""
+    rows, columns = chart.grid
+    if chart.is_landscape:
+        return [5.8] * columns, [4.7] * rows, (5.8 * columns, 4.7 * rows)
+    if not chart.is_still:
+        return [4.4] * columns, [3.8] * rows, (max(MIN_WIDTH, 4.4 * columns), 3.8 * rows + 0.6)
+    cells, labels = np.zeros((rows * columns, 2)), np.zeros((rows * columns, 2))
+    for index, panel in enumerate(chart.panels):
+        images = [series for series in panel.series if isinstance(series, Image)]
+        cells[index] = images[-1].x[-1], images[-1].y[-1]
+        longest = [max(len(line) for i in images for t in ("", *ticks(i)[1]) for line in t.splitlines() or [""])
+                   for ticks in (_Y_TICKS, _X_TICKS)]  # fmt: skip
+        labels[index] = TICK_INCHES * np.array(longest) + (1.5 if images[-1].bar else 0.3, 0.5)
+    widths, heights = cells[:, 0].reshape(rows, columns).max(0), cells[:, 1].reshape(rows, columns).max(1)
+    beside = labels[:, 0].reshape(rows, columns).max(0).sum(), labels[:, 1].reshape(rows, columns).max(1).sum()
+    size = max(MIN_WIDTH, widths.sum() + beside[0]), heights.sum() + beside[1] + 0.6
+    return widths.tolist(), heights.tolist(), size
 
 
 def _line(axes: Any, line: Line, panel: Panel) -> None:
@@ -127,6 +157,28 @@ def _contour(figure: Figure, axes: Any, contour: Contour) -> None:
     bar.outline.set_visible(False)
 
 
+def _image(figure: Figure, axes: Any, image: Image) -> None:
+    scale = {"cmap": image.colours, "vmin": image.low, "vmax": image.high}
+    drawn = axes.pcolormesh(image.x, image.y, np.ma.masked_invalid(image.z), **scale)
+    if image.bar:
+        bar = figure.colorbar(drawn, ax=axes, label=image.bar, shrink=0.8, aspect=30)
+        bar.outline.set_visible(False)
+
+
+def _image_axes(axes: Any, images: Sequence[Image]) -> None:
+    """As large as printed, downwards, with all the images' labels; long ones upright."""
+    axes.set_aspect("equal", anchor="NW")  # what a colour bar takes away moves nothing
+    axes.set_xlim(0, images[-1].x[-1])
+    axes.set_ylim(images[-1].y[-1], 0)
+    for ticks, write in ((_X_TICKS, axes.set_xticks), (_Y_TICKS, axes.set_yticks)):
+        places = [place for image in images for place in ticks(image)[0]]
+        texts = [_text(text) for image in images for text in ticks(image)[1]]
+        upright = ticks is _X_TICKS and any(len(text) > UPRIGHT for text in texts)
+        write(places, texts, fontsize=7.5, rotation=90 if upright else 0)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
 def _axes(axes: Any, panel: Panel) -> None:
     solid = any(isinstance(series, Surface) for series in panel.series)
     axes.set_xlabel(_short(panel.x_label) if solid else panel.x_label)
@@ -139,6 +191,8 @@ def _axes(axes: Any, panel: Panel) -> None:
         axes.set_yticks(ticks, [tick_label(tick) for tick in ticks])
         axes.yaxis.set_minor_locator(NullLocator())
         axes.set_ylim(*ends)
+    elif panel.y_range is not None:
+        axes.set_ylim(*panel.y_range)
     if any(isinstance(series, Landscape) for series in panel.series):
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
@@ -146,7 +200,9 @@ def _axes(axes: Any, panel: Panel) -> None:
         axes.xaxis.set_major_locator(MultipleLocator(panel.x_step))
     for guide in panel.guides:
         axes.axvline(guide, color=GREY, lw=0.9, ls=":", zorder=0)
-    if not any(isinstance(series, Landscape) for series in panel.series):
+    if images := [series for series in panel.series if isinstance(series, Image)]:
+        _image_axes(axes, images)
+    elif not any(isinstance(series, Landscape) for series in panel.series):
         axes.grid(visible=True, color="#E6E6E6", lw=0.7)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)

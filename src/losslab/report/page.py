@@ -65,12 +65,8 @@ def render(contents: Contents, charts: list[Chart], images: Path) -> str:
         charts: The pictures, in order.
         images: The folder of their PNGs.
     """
-    loader = jinja2.PackageLoader("losslab.report")
-    template = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(
-        "report.html.j2"
-    )
     rows = [(run.name, [column.cell(run) for column in COLUMNS]) for run in contents.runs]
-    return template.render(
+    return template("report.html.j2").render(
         contents=contents,
         started=started(contents.runs),
         summary=summary(contents),
@@ -79,11 +75,17 @@ def render(contents: Contents, charts: list[Chart], images: Path) -> str:
         remarks=remarks(rows),
         absent=absent(contents),
         barriers=[(pair, barrier_cells(pair)) for pair in interpolated(contents)],
-        drawings=_drawings(charts, images),
+        drawings=drawings(charts, images),
         environment=environment(contents.runs),
         configurations=[(run.name, json.dumps(run.config, indent=2, ensure_ascii=False)) for run in contents.runs],
-        plotly_js=Markup(get_plotlyjs()),
     )
+
+
+def template(name: str) -> jinja2.Template:
+    """A page's template, with plotly.js for its pictures."""
+    loader = jinja2.PackageLoader("losslab.report")
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template(name, globals={"plotly_js": Markup(get_plotlyjs())})
 
 
 def started(runs: list[Run]) -> str:
@@ -180,11 +182,11 @@ def barrier_cells(pair: Pair) -> list[Cell]:
 
 def environment(runs: list[Run]) -> list[tuple[str, str]]:
     """Each entry of the runs' environments; where the runs differ, each run's."""
-    flat = {run.name: _flat(run.environment) for run in runs}
-    keys = dict.fromkeys(key for entries in flat.values() for key in entries)
+    each_run = {run.name: flat(run.environment) for run in runs}
+    keys = dict.fromkeys(key for entries in each_run.values() for key in entries)
     lines = []
     for key in keys:
-        values = {name: entries[key] for name, entries in flat.items() if key in entries}
+        values = {name: entries[key] for name, entries in each_run.items() if key in entries}
         same = len(set(values.values())) == 1
         each = ", ".join(f"{name}: {value}" for name, value in values.items())
         text = next(iter(values.values())) if same else each
@@ -192,24 +194,26 @@ def environment(runs: list[Run]) -> list[tuple[str, str]]:
     return lines
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """The entries of a tree under dotted names, in words."""
+    entries: dict[str, str] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: _word(value)}
-    return flat
+        entries |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: _word(value)}
+    return entries
 
 
 def _word(value: Any) -> str:
     return ABSENT if value is None else str(value)
 
 
-def _drawings(charts: list[Chart], images: Path) -> list[Drawing]:
+def drawings(charts: list[Chart], images: Path) -> list[Drawing]:
+    """The charts as the page shows them; those that a browser could not carry as images."""
     solid = [chart.name for chart in charts if chart.is_solid][:MAX_SOLID]
-    drawings = []
+    found = []
     for chart in charts:
-        if chart.is_solid and chart.name not in solid:
+        if chart.is_still or (chart.is_solid and chart.name not in solid):
             picture = base64.b64encode((images / f"{chart.name}.png").read_bytes()).decode()
-            drawings.append(Drawing(chart, {}, image=f"data:image/png;base64,{picture}"))
+            found.append(Drawing(chart, {}, image=f"data:image/png;base64,{picture}"))
         else:
-            drawings.append(Drawing(chart, json.loads(plotly_backend.figure(chart).to_json())))
-    return drawings
+            found.append(Drawing(chart, json.loads(plotly_backend.figure(chart).to_json())))
+    return found

@@ -68,6 +68,7 @@ def _traces(series: Series, panel: Panel) -> list[Any]:
         return [_contour(series), _origin()]
     if isinstance(series, Points):
         return [_points(series)]
+    assert isinstance(series, Line)  # a page shows images as files
     return ([] if series.error is None else [_band(series, panel)]) + [_line(series)]
 
 
@@ -185,11 +186,14 @@ def _axes(figure: go.Figure, panel: Panel, place: dict[str, int]) -> None:
     if panel.x_step is not None:
         figure.update_xaxes(dtick=panel.x_step, tick0=0, **place)
     if any(isinstance(series, Points) and series.x.dtype.kind == "U" for series in panel.series):
-        figure.update_xaxes(range=[-0.3, 1.3], **place)
+        names = {name for series in panel.series if isinstance(series, Points) for name in series.x}
+        figure.update_xaxes(range=[-0.3, len(names) - 0.7], **place)
     if panel.log_y and (ends := panel.log_range()) is not None:
         ticks = log_ticks(*ends)
         figure.update_yaxes(type="log", range=np.log10(ends).tolist(), **place)
         figure.update_yaxes(tickvals=ticks, ticktext=[tick_label(tick) for tick in ticks], **place)
+    elif panel.y_range is not None:
+        figure.update_yaxes(range=panel.y_range, **place)
     if any(isinstance(series, Landscape) for series in panel.series):
         figure.update_xaxes(constrain="domain", **place)
         figure.update_yaxes(scaleanchor="x", constrain="domain", **place)

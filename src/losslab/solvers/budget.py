@@ -1,6 +1,7 @@
 """What a solver may spend, what it has spent, and whom it tells on the way."""
 
 import time
+from collections.abc import Callable
 
 from losslab.ranks import ALONE, Ranks
 from losslab.status import Progress, Status, StopRequested
@@ -58,11 +59,12 @@ class Budget:
             return Status.time_reached
         return None
 
-    def spend(self, matvecs: int, note: str = "") -> None:
-        """Count products that were made; `note` says what is known so far."""
+    def spend(self, matvecs: int, note: str | Callable[[], str] = "") -> None:
+        """Count products that were made; `note` says what is known so far, and is asked only where somebody listens."""
         self.used += matvecs
         if self._progress is not None:
             try:
-                self._progress(min(self.used, self._expected), self._expected, note)
+                said = note if isinstance(note, str) else note()
+                self._progress(min(self.used, self._expected), self._expected, said)
             except StopRequested:
                 self._stopped = True

@@ -80,7 +80,7 @@ def extend(
         if (over := budget.stop()) is not None:
             return over
         krylov.step()
-        budget.spend(1, note())
+        budget.spend(1, note)
         if not krylov.finite:
             return Status.nonfinite
     return Status.converged

@@ -107,7 +107,7 @@ def run(search: "Search", finished: Callable[[], bool], budget: Budget, generato
             return Status.budget_reached
         before = krylov.matvecs
         krylov.step()
-        budget.spend(krylov.matvecs - before, search.note())
+        budget.spend(krylov.matvecs - before, search.note)
         if not krylov.finite:
             return Status.nonfinite
         if finished():

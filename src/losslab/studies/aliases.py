@@ -1,6 +1,14 @@
-"""Other names for probes and their settings: those of earlier scripts, so that their command lines keep working."""
+"""Other names: those of earlier scripts, so that their command lines and files keep working.
 
-from collections.abc import Iterable, Iterator
+docs/coming-from.md lists them. Needs no torch.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from losslab.studies.config_file import ConfigError
+from losslab.studies.sections import suggestion
 
 PROBES = {
     "lanczos": "spectrum",
@@ -14,6 +22,39 @@ SETTINGS = {
     "intrinsic_dimension": {"d_sub": "dimension"},
     "elastic_band": {"n_nodes": "num_nodes", "iters": "steps"},
 }
+# A flag of `losslab train`, and a key of an experiment in a batch file -> the setting that it is.
+FLAGS = {
+    "name": "name",
+    "seed": "seed",
+    "architecture": "model.name",
+    "dataset": "dataset.name",
+    "batch_size": "dataset.batch_size",
+    "optimizer": "optimizer.name",
+    "lr": "optimizer.lr",
+    "momentum": "optimizer.momentum",
+    "weight_decay": "optimizer.weight_decay",
+    "epochs": "training.epochs",
+    "mixed_precision": "training.precision",
+}
+# The founding study's YAML files: their keys, and those that say nothing about a run's outcome.
+KEYS = {
+    "device": "training.device",
+    "dataset.train_batch": "dataset.batch_size",
+    "dataset.eval_batch": "dataset.eval_batch_size",
+    "train.epochs": "training.epochs",
+}
+DROPPED = ("model.num_classes", "train.save_dir", "train.save_name", "probes.out_dir")
+# Spelled otherwise there than the rule "lower case, _ for -" makes of them.
+NAMES = {"simplecnn": "simple_cnn", "small_cnn": "simple_cnn", "glue_sst2": "sst2"}
+NAMED = ("model.name", "dataset.name", "optimizer.name")
+# Every flag, and every optimizer, that is about an optimizer which this version has not.
+TALT_FLAGS = (
+    "enhanced_config",
+    "include_theoretical_fixes",
+    "monitor_theoretical_fixes",
+    "use_all_theoretical_fixes",
+)
+TALT = ("talt", "improved_talt", "original_talt")
 
 
 def probe_name(name: str) -> str:
@@ -38,3 +79,99 @@ def assignments(probe: str, arguments: Iterable[str]) -> Iterator[str]:
             value = waiting.pop(0) if waiting and not waiting[0].startswith("--") else "true"
         plain = name.replace("-", "_")
         yield f"{SETTINGS.get(probe, {}).get(plain, plain)}={value}"
+
+
+def settings(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that flags stand for: {"batch-size": 128} is {"dataset.batch_size": 128}.
+
+    Args:
+        flags: By name, without dashes in front; None is not given. `mixed_precision` is true or false: bfloat16 inside
+            the network's operations, float32 weights.
+
+    Raises:
+        ConfigError: A flag or an optimizer that is not there.
+    """
+    found = {}
+    for name, value in flags.items():
+        plain = name.replace("-", "_")
+        if plain in TALT_FLAGS:
+            flag = plain.replace("_", "-")
+            raise ConfigError(f"--{flag}: it sets up TALT, which is not in this version yet; leave it out")
+        if plain not in FLAGS:
+            advice = suggestion(name, [flag.replace("_", "-") for flag in FLAGS])
+            raise ConfigError(f"--{name}: no such flag, {advice}; every setting has --set a.b=c")
+        if value is not None:
+            found[FLAGS[plain]] = _value(FLAGS[plain], value)
+    return found
+
+
+def flag_assignments(flags: Mapping[str, Any]) -> list[str]:
+    """`settings` as "optimizer.lr=0.1"; JSON's values are YAML."""
+    return [f"{key}={json.dumps(value)}" for key, value in settings(flags).items()]
+
+
+def refuse_unknown(configuration: str | None, more: Iterable[str]) -> None:
+    """Say what is wrong where a command was given more than the one configuration that it takes, or a flag for it.
+
+    Raises:
+        ConfigError: If it was.
+    """
+    found = [argument for argument in (configuration, *more) if argument is not None]
+    for argument in found:
+        if argument.startswith("--"):
+            settings({argument.partition("=")[0].removeprefix("--"): None})
+    if any(argument.startswith("-") for argument in found) or len(found) > 1:
+        raise ConfigError(f"expected one configuration, got {' '.join(found)}")
+
+
+def _value(key: str, value: Any) -> Any:
+    if key == "training.precision" and isinstance(value, bool):
+        return "bf16-mixed" if value else "32-true"
+    return plain_name(value) if key in NAMED and isinstance(value, str) else value
+
+
+def plain_name(name: str) -> str:
+    """A model's, data set's or optimizer's name as the tables spell it; paths ("arrays:…", "module:…") stay.
+
+    Raises:
+        ConfigError: The optimizer is TALT.
+    """
+    plain = name if ":" in name else name.lower().replace("-", "_")
+    if plain in TALT:
+        raise ConfigError(f"optimizer.name: {name}: TALT is not in this version yet; `losslab list` names what is")
+    return NAMES.get(plain, plain)
+
+
+def is_founding(values: Mapping[str, Any]) -> bool:
+    """Whether a configuration has the founding study's layout."""
+    return any(_at(values, key) is not None for key in (*KEYS, *DROPPED))
+
+
+def modern(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration of the founding study's layout in losslab's; what else it holds stays.
+
+    The number of classes is the data's, and where things are written is `--output-dir`'s to say.
+    """
+    found: dict[str, Any] = {}
+    for key, value in _leaves(values):
+        if key not in DROPPED:
+            *sections, name = KEYS.get(key, key).split(".")
+            section = found
+            for part in sections:
+                section = section.setdefault(part, {})
+            section[name] = plain_name(value) if key in NAMED and isinstance(value, str) else value
+    return found
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _at(values: Mapping[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        values = values.get(part, {}) if isinstance(values, Mapping) else {}
+    return None if values == {} else values

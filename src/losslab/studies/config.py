@@ -5,29 +5,47 @@ Needs no torch, so that a wrong configuration is refused at once.
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from losslab.studies.aliases import is_founding, modern
 from losslab.studies.config_file import ConfigError, assign, read_mapping, shown
-from losslab.studies.sections import RunConfig, suggestion
+from losslab.studies.sections import RunConfig, Section, suggestion
+
+Checked = TypeVar("Checked", bound=Section)
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Read a configuration from a YAML or JSON file.
 
     Args:
-        path: The file. What it leaves out takes the defaults above.
+        path: The file. What it leaves out takes the defaults of `RunConfig`. One of the founding study's layout is
+            read too (docs/coming-from.md); the run has the file's name then.
         overrides: Assignments such as "optimizer.lr=5e-4", applied in order; the values are YAML.
 
     Raises:
         ConfigError: With one line for each problem: where, what was expected, what came.
     """
     values = read_mapping(Path(path))
+    if is_founding(values):
+        values = {"name": Path(path).stem, **modern(values)}
     for assignment in overrides:
         assign(values, assignment)
     return make_config(values, source=str(path))
+
+
+def from_assignments(assignments: Iterable[str]) -> RunConfig:
+    """The defaults with assignments such as "optimizer.lr=5e-4", applied in order.
+
+    Raises:
+        ConfigError: With one line for each problem.
+    """
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        assign(values, assignment)
+    return make_config(values)
 
 
 def make_config(values: Mapping[str, Any], *, source: str = "configuration") -> RunConfig:
@@ -36,35 +54,76 @@ def make_config(values: Mapping[str, Any], *, source: str = "configuration") -> 
     Raises:
         ConfigError: With one line for each problem.
     """
+    return checked(RunConfig, values, source=source)
+
+
+def checked(kind: type[Checked], values: Mapping[str, Any], *, source: str) -> Checked:
+    """Check plain values and make them a section of any kind; `source` opens the error lines.
+
+    Raises:
+        ConfigError: With one line for each problem.
+    """
     try:
-        return RunConfig.model_validate(dict(values))
+        return kind.model_validate(dict(values))
     except ValidationError as error:
-        lines = [f"{source}: {_explain(problem)}" for problem in error.errors(include_url=False)]
+        lines = [f"{source}: {_explain(problem, kind)}" for problem in error.errors(include_url=False)]
         raise ConfigError("\n".join(lines)) from None
 
 
-def _explain(problem: ErrorDetails) -> str:
+def apply(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """The configuration with some values changed, and checked again as a whole.
+
+    Another optimizer starts from its own defaults: nothing of the one before is left.
+
+    Args:
+        config: What to change; it is left as it is.
+        changes: New values by dotted names, such as `{"optimizer.lr": 0.1}`.
+
+    Raises:
+        ConfigError: With one line for each name or value that a configuration does not take.
+    """
+    values = config.model_dump(mode="json")
+    if any(changes.get(f"optimizer.{key}", values["optimizer"][key]) != values["optimizer"][key] for key in _ROW):
+        values["optimizer"] = {"name": config.optimizer.name}
+    for dotted, value in changes.items():
+        *sections, name = dotted.split(".")
+        branch = values
+        for section in sections:
+            if branch.get(section) is None:
+                branch[section] = {}
+            branch = branch[section]
+            if not isinstance(branch, dict):
+                raise ConfigError(f"{dotted}: {section!r} is not a section")
+        branch[name] = value
+    return make_config(values, source="changes")
+
+
+def _explain(problem: ErrorDetails, kind: type[Section]) -> str:
     """One of pydantic's errors as `path: expected ..., got ...`."""
     location = problem["loc"]
     if problem["type"] in ("extra_forbidden", "invalid_key"):
         *sections, unknown = location
-        known = list(_schema_at(sections)["properties"])
+        known = list(_schema_at(sections, kind)["properties"])
         return f"{_dotted(location)}: unknown key, {suggestion(str(unknown), known)}"
     if problem["type"] == "value_error":
-        return f"{_dotted(location)}: {problem['ctx']['error']}"
+        where = [_dotted(location)] if location else []  # a check of the whole says itself what it is about
+        return ": ".join([*where, str(problem["ctx"]["error"])])
     if problem["type"] == "missing" and isinstance(location[-1], int):  # a list that is too short
         location = location[:-1]
     elif problem["type"] == "missing":
-        return f"{_dotted(location)}: expected {_described(_schema_at(location))}, got nothing"
-    expected = _described(_schema_at(location))
+        return f"{_dotted(location)}: expected {_described(_schema_at(location, kind))}, got nothing"
+    expected = _described(_schema_at(location, kind))
     if problem["type"] == "finite_number":
         expected = expected.replace("a number", "a finite number")
-    return f"{_dotted(location)}: expected {expected}, got {shown(problem['input'])}"
+    line = f"{_dotted(location)}: expected {expected}, got {shown(problem['input'])}"
+    known = _schema_at(location, kind).get("enum", []) if problem["type"] == "literal_error" else []
+    near = suggestion(str(problem["input"]), known)
+    return f"{line}; {near}" if near.startswith("did you mean") else line
 
 
-def _schema_at(location: Iterable[int | str]) -> dict[str, Any]:
+def _schema_at(location: Iterable[int | str], kind: type[Section]) -> dict[str, Any]:
     """The JSON schema of one field: it knows type and bounds where only one was violated."""
-    whole = RunConfig.model_json_schema()
+    whole = kind.model_json_schema()
     schema = whole
     for part in location:
         if isinstance(part, str):
@@ -92,6 +151,7 @@ def _described(schema: dict[str, Any]) -> str:
     return " ".join([_NOUNS[schema["type"]], " and ".join(bounds)]).strip()
 
 
+_ROW = ("name", "base")  # what decides which settings act in an optimizer
 _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 _NOUNS = {
     "integer": "an integer",

@@ -30,6 +30,7 @@ _LEFT_BY_A_RUN = (
     "probes",
     "figures",
     "tensorboard",
+    "worker.log",
 )
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -136,8 +137,14 @@ class RunFolder:
     def log(self, step: int, values: dict[str, Any]) -> None:
         """Append one row to `metrics.jsonl`."""
         row = json.dumps(encode({"step": step, **values}), allow_nan=False)
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(row + "\n")
+        path = self.path / "metrics.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(row + "\n")
+        except OSError as error:
+            if error.errno is not None:
+                error.filename = str(path)  # a write to a full disk names none
+            raise
 
     def rewind(self, step: int) -> None:
         """Forget the rows that were logged after `step` steps, and a run's end: training goes on from there."""

@@ -5,9 +5,11 @@ Needs no torch, so that a wrong configuration is refused at once.
 
 import difflib
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from losslab.studies.optimizer_rows import OptimizerName, acting, defaults, row_of
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -23,7 +25,7 @@ class DatasetConfig(Section):
     """Which data, in batches of how many examples.
 
     Attributes:
-        name: A row of `losslab.studies.data.DATASETS`, or "arrays:FILE.npz" for data of one's own.
+        name: A row of `losslab.studies.data.DATASETS`, or "arrays:FILE.npz", "sst2:FOLDER" for data of one's own.
         root: Folder of data sets that are files.
         download: Whether to fetch a data set that is not there.
         train_examples: Only so many of the training split; None takes all.
@@ -31,7 +33,8 @@ class DatasetConfig(Section):
         eval_batch_size: Examples in one batch where no gradient is taken.
         augment: How training images are varied: "crop" shifts by up to an eighth of a side, "flip" mirrors half.
         max_length: Longest text, in tokens; the rest is cut off.
-        vocabulary: Tokens of a WordPiece vocabulary that is trained on the training split.
+        vocabulary: Of texts. A number: so many tokens of a WordPiece vocabulary that is trained on the training split.
+            A folder: the vocabulary in it, tokenizer.json or vocab.txt, as a checkpoint's.
     """
 
     name: str = "digits"
@@ -42,7 +45,7 @@ class DatasetConfig(Section):
     eval_batch_size: Positive = 512
     augment: tuple[Literal["crop", "flip"], ...] = Field(default=(), strict=False)
     max_length: Positive = 64
-    vocabulary: Positive = 8000
+    vocabulary: Positive | str = 8000
 
 
 class ModelConfig(Section):
@@ -53,7 +56,8 @@ class ModelConfig(Section):
         width: Channels of the first convolution, or units of a hidden layer.
         hidden: Number of hidden layers, for networks that can have any.
         batch_norm: Whether batch normalisation follows each convolution.
-        pretrained: A folder of weights to start from, for networks that can (transformers); None starts from chance.
+        pretrained: Weights to start from, for networks that can (BERT): a folder, or a name in transformers' cache;
+            None starts from chance.
         init_scale: What the first weights are multiplied by, those of normalisation layers and biases excepted.
     """
 
@@ -66,9 +70,21 @@ class ModelConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """How a gradient becomes a step. `momentum` and `nesterov` are SGD's, `betas` are Adam's and AdamW's."""
+    """How a gradient becomes a step. Defaults other than those here are the row's (`optimizer_rows.ROWS`).
 
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    Attributes:
+        name: A row of `losslab.studies.optimizers.OPTIMIZERS`.
+        lr: Learning rate, at the height of the schedule.
+        momentum: How much of the last step lives on in the next: SGD's, Muon's, and that of a base that is SGD.
+        nesterov: Whether SGD looks ahead along the last step; the row "nesterov" always does.
+        weight_decay: How strongly weights are pulled to zero: as a part of the gradient, or apart from it
+            (docs/optimizers.md).
+        betas: How much of the averages of the gradient and of its square, or of SOAP's covariances, is kept.
+        base: What SAM and schedule-free are made of.
+        rho: The distance at which SAM takes its gradient.
+    """
+
+    name: OptimizerName = "sgd"
     lr: float = Field(default=0.1, gt=0)
     momentum: float = Field(default=0.0, ge=0, lt=1)
     nesterov: bool = False
@@ -76,22 +92,42 @@ class OptimizerConfig(Section):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
         default=(0.9, 0.999), strict=False
     )
+    base: Literal["sgd", "adamw"] = "sgd"
+    rho: float = Field(default=0.05, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_row_has_it(cls, values: Any) -> Any:
+        """Fill in what is not given, so that config.json holds what was used."""
+        if not isinstance(values, dict):
+            return values
+        return {**defaults(values.get("name", "sgd"), values.get("base")), **values}
 
     @model_validator(mode="after")
     def _only_what_acts(self) -> "OptimizerConfig":
-        foreign = ("betas",) if self.name == "sgd" else ("momentum", "nesterov")
-        for key in foreign:
-            if getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key!r} does nothing in {self.name}: remove it")
-        if self.nesterov and self.momentum == 0:
+        row, known = row_of(self.name, self.base), acting(self.name, self.base)
+        for key, field in type(self).model_fields.items():
+            if key not in known and getattr(self, key) != field.default:
+                raise ValueError(f"{key!r} does nothing in {row}: remove it")
+        if (self.nesterov or self.name == "nesterov") and self.momentum == 0:
             raise ValueError("'nesterov' needs a momentum > 0")
+        if row == "schedule_free on sgd" and self.momentum == 0:
+            raise ValueError(f"{row} needs a momentum > 0")
+        if row == "schedule_free on adamw" and self.betas[0] == 0:
+            raise ValueError(f"{row} needs a first of the betas > 0")
         return self
 
 
 class ScheduleConfig(Section):
-    """The learning rate by step: rises over `warmup_steps`, then stays, or falls to zero as a cosine."""
+    """The learning rate by step.
 
-    name: Literal["constant", "cosine"] = "constant"
+    Attributes:
+        name: After the rise it stays ("constant"), or falls to zero along a cosine ("cosine") or a line ("linear").
+            "one_cycle" rises from 1/25 of it along a cosine, then falls to nearly zero.
+        warmup_steps: How long it rises. 0: not at all; in "one_cycle" over the first three tenths of the run.
+    """
+
+    name: Literal["constant", "cosine", "linear", "one_cycle"] = "constant"
     warmup_steps: int = Field(default=0, ge=0)
 
 
@@ -192,6 +228,13 @@ class RunConfig(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     training: TrainingConfig = TrainingConfig()
     probes: ProbesConfig = ProbesConfig()
+
+    @model_validator(mode="after")
+    def _possible_together(self) -> "RunConfig":
+        if self.optimizer.name == "sam" and self.training.precision == "16-mixed":
+            # torch's GradScaler takes no closure, and SAM's step needs one.
+            raise ValueError("training.precision: sam cannot scale its two gradients; expected bf16-mixed or 32-true")
+        return self
 
 
 def suggestion(unknown: str, known: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -10,6 +11,7 @@ from torch.optim import Optimizer
 
 from losslab.ranks import Ranks
 from losslab.studies.evaluation import num_correct
+from losslab.studies.monitor import gradient_norm
 from losslab.studies.optimizers import second_gradient
 from losslab.studies.sections import TrainingConfig
 
@@ -22,11 +24,13 @@ class Taken:
         loss: The batch's mean cross-entropy. Where it is not finite, no step was taken.
         correct: Examples classified correctly.
         examples: Examples of the batch.
+        gradient_norm: ‖g‖ that the optimizer was given, after clipping; NaN where it was not asked for.
     """
 
     loss: float
     correct: int
     examples: int
+    gradient_norm: float = math.nan
 
 
 class Stepper:
@@ -44,17 +48,26 @@ class Stepper:
         self.ranks = Ranks.world()
         self.twice = second_gradient(optimizer)
 
-    def take(self, inputs: Tensor, targets: Tensor) -> Taken:
-        """One step on a batch, of which each process computes its share."""
+    def take(self, inputs: Tensor, targets: Tensor, *, measured: bool = False) -> Taken:
+        """One step on a batch, of which each process computes its share; `measured`: with the gradient's norm."""
         self.model.train()
         loss, correct = self._gradient(inputs, targets)
         loss, correct = self.ranks.total(loss, correct) if self.ranks.count > 1 else (loss, correct)
-        if math.isfinite(loss):
+        norm = gradient_norm(self.model) if measured else math.nan  # before the step: some optimizers write into it
+        if math.isfinite(loss) and not self._step(inputs, targets):
+            loss = math.nan
+        return Taken(loss / len(targets), int(correct), len(targets), norm)
+
+    def _step(self, inputs: Tensor, targets: Tensor) -> bool:
+        """The optimizer's step; False where it broke down on a gradient that is not finite."""
+        try:
             if self.twice:  # the optimizer asks for the gradient at a second point
                 self.optimizer.step(lambda: self._gradient(inputs, targets)[0])
             else:
                 self.optimizer.step()
-        return Taken(loss / len(targets), int(correct), len(targets))
+        except torch.linalg.LinAlgError:  # eigenvalues of NaN
+            return False
+        return True
 
     def _gradient(self, inputs: Tensor, targets: Tensor) -> tuple[float, float]:
         """Leave the gradient of the batch's mean loss in `.grad`; this process's summed loss and correct examples."""

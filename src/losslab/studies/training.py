@@ -22,7 +22,7 @@ from losslab.studies.devices import random_states, restore_random_states
 from losslab.studies.environment import environment
 from losslab.studies.evaluation import sums
 from losslab.studies.models import build_model
-from losslab.studies.monitor import norms
+from losslab.studies.monitor import parameter_norm
 from losslab.studies.optimizers import build_optimizer
 from losslab.studies.position import Position
 from losslab.studies.record import ModelSink, RunFolder, Sink
@@ -132,33 +132,36 @@ class Training:
         """One step, and all that is due after it."""
         self.whole, began = False, time.perf_counter()
         self._set_rate()
-        taken = self.stepper.take(self._varied(inputs), targets)
+        training, after = self.config.training, self.at.step + 1
+        is_row = after == self.total or after % len(self.batches) == 0 or _due(training.eval_every, after)
+        taken = self.stepper.take(self._varied(inputs), targets, measured=is_row)
         if math.isfinite(taken.loss):
             self.judged.update()
         self.times.append(time.perf_counter() - began)
         self.at.add(taken, self.times[-1])
         self.whole = True
         ends = self.at.step == self.total or self.at.status is not None
-        training = self.config.training
         self._snapshot(last=ends)
-        if ends or self.at.step % len(self.batches) == 0 or self._due(training.eval_every):
-            self._row()
-        elif self._due(training.checkpoints.every):
+        if is_row or ends:
+            self._row(taken.gradient_norm)
+        elif _due(training.checkpoints.every, self.at.step):
             self._save("last")
-        if self._due(training.checkpoints.keep):
+        if _due(training.checkpoints.keep, self.at.step):
             self._save(f"step-{self.at.step}")
-        self._tell(lambda: self.progress and self.progress(self.at.step, self.total, self.note))
+        note = f"loss {taken.loss:.4g}  {self.note}".rstrip()
+        self._tell(lambda: self.progress and self.progress(self.at.step, self.total, note))
         self.stopping = self.ranks.any(self.stopping)  # all stop together
         if self.stopping and not ends:
             self._save("last")
 
-    def _row(self) -> None:
+    def _row(self, gradient_norm: float) -> None:
         """Evaluate, log, and keep what is good."""
         epoch = self.at.step / len(self.batches)
         times = {"epoch": int(epoch) if epoch.is_integer() else epoch, "seconds": self.at.seconds}
         row = {"kind": "epoch", **times, "learning_rate": self.optimizer.param_groups[0]["lr"], **self.at.take_means()}
         loss, accuracy = self._evaluate(self.validation)
-        row |= {"validation_loss": loss, "validation_accuracy": accuracy, **norms(self.network)}
+        row |= {"validation_loss": loss, "validation_accuracy": accuracy}
+        row |= {"parameter_norm": parameter_norm(self.network), "gradient_norm": gradient_norm}
         self._aim(row, epoch)
         self._log(row)
         if self.at.status != "diverged" and (accuracy, -loss) > self.at.best:
@@ -198,9 +201,6 @@ class Training:
         """This process's part of a split to evaluate on."""
         own = slice(self.ranks.rank, None, self.ranks.count)
         return Batches(Split(split.inputs[own], split.targets[own]), self.config.dataset.eval_batch_size)
-
-    def _due(self, every: int | None) -> bool:
-        return every is not None and self.at.step % every == 0
 
     def _snapshot(self, *, last: bool) -> None:
         """Keep the weights of now if the configuration asks for them."""
@@ -257,3 +257,7 @@ class Training:
         restore_random_states(self.fabric, saved["random"])
         if self.ranks.rank == 0:
             self.folder.rewind(self.at.step)
+
+
+def _due(every: int | None, step: int) -> bool:
+    return every is not None and step % every == 0

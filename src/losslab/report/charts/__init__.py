@@ -6,9 +6,11 @@ To add one: its module here, and its name in FIGURES.
 
 from losslab.report.chart import Chart, colour
 from losslab.report.charts.alignment import alignment
+from losslab.report.charts.attention import attention
 from losslab.report.charts.convergence import convergence
 from losslab.report.charts.curve import curve
 from losslab.report.charts.elastic_band import elastic_band
+from losslab.report.charts.feature_maps import feature_maps
 from losslab.report.charts.generalization import generalization
 from losslab.report.charts.implicit_bias import implicit_bias
 from losslab.report.charts.interpolation import interpolation
@@ -43,6 +45,8 @@ FIGURES = (
     implicit_bias,
     kernel,
     convergence,
+    feature_maps,
+    attention,
 )
 
 

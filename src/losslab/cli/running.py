@@ -1,0 +1,130 @@
+"""`losslab train`: one run, from a configuration, from flags, or both; stopped and gone on with."""
+
+import shlex
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from losslab.cli.live import LiveTraining
+from losslab.cli.terminal import Changes, Quiet, Stoppable, console, progress_bar, stop_key
+from losslab.ranks import Ranks
+from losslab.status import Status
+from losslab.studies.aliases import FLAGS, flag_assignments, refuse_unknown
+from losslab.studies.config import from_assignments, load_config, make_config
+from losslab.studies.config_file import ConfigError
+from losslab.studies.lock import locked
+from losslab.studies.record import RunFolder, Sink
+from losslab.studies.sections import RunConfig
+from losslab.studies.shipped import find_config
+from losslab.studies.spaces import SPACES
+from losslab.studies.tensorboard import FOLDER, TensorBoard
+from losslab.studies.train import train as run_training
+from losslab.studies.tune import TuneOptions, tune
+
+
+def train(
+    context: typer.Context,  # holds all flags by their names in `FLAGS`, and what is none
+    config: Annotated[
+        str | None, typer.Argument(help="A YAML or JSON file, or the name of a shipped configuration.")
+    ] = None,
+    config_file: Annotated[str | None, typer.Option("--config", help="The same.")] = None,
+    name: Annotated[str | None, typer.Option(help="The run's name.")] = None,
+    architecture: Annotated[str | None, typer.Option(help="A model of `losslab list`.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="A data set of `losslab list`.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd, adam, adamw, …; see `losslab list`.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples in a step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Of SGD and Muon.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Pull of the weights to zero.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the first weights and the examples' order.")] = None,
+    mixed_precision: Annotated[
+        bool | None, typer.Option("--mixed-precision", help="bfloat16 inside operations; see docs/coming-from.md.")
+    ] = None,
+    tune_hyperparams: Annotated[
+        bool,
+        typer.Option("--tune-hyperparams", help="Search its settings first; the folder then holds tuning/ and best/."),
+    ] = False,
+    n_trials: Annotated[int, typer.Option(min=1, help="Of that search; see `losslab tune`.")] = 20,
+    changes: Changes = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", "--output-dir", help="Run folder; default runs/<name>.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in that folder.")] = False,
+    board: Annotated[bool, typer.Option("--board", help="Write TensorBoard's files too; see `losslab board`.")] = False,
+    histograms: Annotated[
+        bool, typer.Option("--histograms", help="With --board: how weights and gradients are distributed.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train one configuration into a run folder.
+
+    Flags, then --set, change what the configuration says; without one they change the defaults. Ctrl-C and SIGTERM end
+    the run after the present step, and --resume goes on with it.
+    """
+    refuse_unknown(config_file, filter(None, (config, *context.args)))
+    given = [*flag_assignments({flag: context.params[flag] for flag in FLAGS}), *(changes or ())]
+    settings = _settings(config or config_file, given, output if resume else None)
+    path = output or Path("runs") / settings.name
+    if tune_hyperparams:
+        settings = _tuned(settings, path / "tuning", n_trials, quiet)
+        path = path / "best"
+    with Ranks.joined() as ranks, progress_bar(quiet or ranks.rank > 0) as bar:
+        live = LiveTraining(bar, batch_size=settings.dataset.batch_size, epochs=settings.training.epochs)
+        sinks: list[Sink] = [live]
+        if board or histograms or (resume and (path / FOLDER).is_dir()):
+            sinks.append(TensorBoard(path / FOLDER, settings.model_dump(mode="json"), with_histograms=histograms))
+        folder = RunFolder(path)
+        if ranks.rank == 0 and not (resume and folder.is_run()):
+            RunFolder.create(path, overwrite=overwrite and folder.is_run())
+        held = locked(path) if ranks.rank == 0 else nullcontext()  # a batch may be at work there
+        with held, stop_key(live, unit="step") as tick:
+            run_training(settings, folder, sinks=sinks, progress=tick, resume=resume)
+    if ranks.rank == 0:
+        _tell(folder, tick)
+
+
+def _tuned(settings: RunConfig, folder: Path, trials: int, quiet: bool) -> RunConfig:
+    """The best of so many trials in the optimizer's own space; a study that was stopped goes on."""
+    options = TuneOptions(space=SPACES[settings.optimizer.name], trials=trials)
+    with progress_bar(quiet) as bar, stop_key(bar, unit="step") as tick:
+        found = tune(settings, folder, options, progress=tick)
+    if found.status is not Status.complete:
+        console.print(f"stopped after {len(found.trials)} of {trials} trials; the same command goes on")
+        raise typer.Exit(128 + tick.signal if tick.signal is not None else 1)
+    metric = found.metric.replace("_", " ")
+    console.print(f"{folder}: {metric} {found.value:.4g}, best of {trials} trials", soft_wrap=True)
+    return found.best
+
+
+def _settings(config: str | None, given: Iterable[str], resumed: Path | None) -> RunConfig:
+    """The configuration: of a file, of flags, or of the run that is gone on with."""
+    given = list(given)
+    if config is not None:
+        return load_config(find_config(config), given)
+    if given:
+        return from_assignments(given)
+    if resumed is not None and RunFolder(resumed).is_run():
+        return make_config(RunFolder(resumed).config, source=str(resumed / "config.json"))
+    raise ConfigError(
+        "config: expected a configuration's name or file, or flags such as --architecture, --dataset and --optimizer, "
+        "got none; `losslab list` names them"
+    )
+
+
+def _tell(folder: RunFolder, tick: Stoppable) -> None:
+    """How it ended, and where it is."""
+    rows = folder.metrics()
+    final: Mapping[str, Any] = rows[-1] if rows and rows[-1]["kind"] == "final" else {}
+    if not final and tick.signal is not None:
+        command = f"losslab train --resume --output {shlex.quote(str(folder.path))}"
+        console.print(f"stopped at step {tick.done:g}; go on with: {command}", soft_wrap=True, highlight=False)
+        raise typer.Exit(128 + tick.signal)  # as shells write a signal's end
+    ended = "" if final.get("status", "completed") == "completed" else f"{final['status']}, "
+    if "test_accuracy" in final:
+        ended += f"test accuracy {final['test_accuracy']:.1%}, test loss {final['test_loss']:.4g}"
+    console.print(f"{folder.path}: {ended or 'trained'}", soft_wrap=True)

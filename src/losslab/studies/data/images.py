@@ -1,0 +1,128 @@
+"""Images: the digits that scikit-learn ships, torchvision's data sets, and arrays of one's own."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+from losslab.studies.data.download import download
+from losslab.studies.data.splits import SPLIT_SEED, Dataset, Split
+from losslab.studies.sections import DatasetConfig
+from losslab.studies.vision import torchvision
+
+
+def digits(config: DatasetConfig) -> Dataset:
+    """1,797 handwritten digits of 8×8 pixels that scikit-learn ships: inputs (N, 1, 8, 8), split 60/20/20.
+
+    Source: E. Alpaydin, C. Kaynak, "Optical recognition of handwritten digits", UCI repository, 1998.
+    """
+    del config
+    images, labels = load_digits(return_X_y=True)
+    divide = partial(train_test_split, random_state=SPLIT_SEED)
+    train, rest = divide(range(len(labels)), train_size=0.6, stratify=labels)
+    validation, test = divide(rest, train_size=0.5, stratify=labels[rest])
+    inputs = torch.tensor(images, dtype=torch.float32).reshape(-1, 1, 8, 8)
+    inputs = (inputs - inputs[train].mean()) / inputs[train].std()
+    targets = torch.tensor(labels, dtype=torch.int64)
+
+    def split(chosen: list[int]) -> Split:
+        return Split(inputs[chosen], targets[chosen])
+
+    return Dataset(split(train), split(validation), split(test), num_classes=10)
+
+
+def cifar10(config: DatasetConfig) -> Dataset:
+    """60,000 photographs of 32×32 pixels in ten classes, through torchvision: 45,000/5,000/10,000.
+
+    Source: A. Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
+    """
+    return _from_torchvision(config, "CIFAR10")
+
+
+def cifar100(config: DatasetConfig) -> Dataset:
+    """CIFAR-10's sister with a hundred classes, through torchvision: 45,000/5,000/10,000."""
+    return _from_torchvision(config, "CIFAR100")
+
+
+def mnist(config: DatasetConfig) -> Dataset:
+    """70,000 handwritten digits of 28×28 pixels, through torchvision: 54,000/6,000/10,000.
+
+    Source: Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied to document recognition", 1998.
+    """
+    return _from_torchvision(config, "MNIST")
+
+
+def fashion_mnist(config: DatasetConfig) -> Dataset:
+    """70,000 grey pictures of clothes, 28×28 pixels, ten classes, through torchvision: 54,000/6,000/10,000."""
+    return _from_torchvision(config, "FashionMNIST")
+
+
+def arrays(config: DatasetConfig) -> Dataset:
+    """Data of one's own, arrays:FILE.npz with x_train, y_train, x_test, y_test; a tenth of training validates.
+
+    Images of bytes, (N, height, width) or (N, height, width, channels), become (N, channels, height, width), each
+    channel with mean 0 and deviation 1 over the training split. Real numbers stay as they are. Targets are classes.
+    """
+    path = Path(config.name.partition(":")[2])
+    if not path.is_file():
+        raise ValueError(f"dataset.name: {path} is not there; expected arrays:FILE.npz with x_train, y_train, …")
+    with np.load(path, allow_pickle=False) as stored:
+        missing = {"x_train", "y_train", "x_test", "y_test"} - set(stored.files)
+        if missing:
+            raise ValueError(f"dataset.name: {path} lacks {', '.join(sorted(missing))}")
+        parts = {name: stored[name] for name in ("x_train", "y_train", "x_test", "y_test")}
+    for half in ("train", "test"):
+        examples, labels = parts[f"x_{half}"], parts[f"y_{half}"]
+        if labels.shape != examples.shape[:1]:
+            raise ValueError(
+                f"dataset.name: {path}: expected one class for each of {len(examples)} examples in y_{half}, "
+                f"got shape {labels.shape}"
+            )
+    return from_arrays(parts["x_train"], parts["y_train"], parts["x_test"], parts["y_test"])
+
+
+def from_arrays(x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> Dataset:
+    """Three splits of two: a tenth of the training examples, the same share of each class, validates."""
+    labels = y_train.astype(np.int64)
+    fit, check = train_test_split(range(len(labels)), test_size=0.1, stratify=labels, random_state=SPLIT_SEED)
+    inputs, held_out = _as_tensor(x_train), _as_tensor(x_test)
+    if x_train.dtype == np.uint8:
+        axes = (0, 2, 3)
+        mean, deviation = inputs[fit].mean(axes, keepdim=True), inputs[fit].std(axes, keepdim=True)
+        inputs, held_out = (inputs - mean) / deviation, (held_out - mean) / deviation
+    targets = torch.from_numpy(labels)
+    test = Split(held_out, torch.from_numpy(y_test.astype(np.int64)))
+    classes = int(max(targets.max(), test.targets.max())) + 1
+    return Dataset(Split(inputs[fit], targets[fit]), Split(inputs[check], targets[check]), test, classes)
+
+
+def _as_tensor(values: np.ndarray) -> Tensor:
+    tensor = torch.from_numpy(values)
+    if values.dtype == np.uint8:
+        tensor = (tensor.unsqueeze(-1) if tensor.ndim == 3 else tensor).movedim(-1, 1)
+    return tensor.to(torch.float32).contiguous()
+
+
+def _from_torchvision(config: DatasetConfig, name: str) -> Dataset:
+    """The files of torchvision, which it compares with their md5 sums (CIFAR's when read, MNIST's when fetched)."""
+    cls, root = getattr(torchvision().datasets, name), Path(config.root)
+
+    def halves(folder: Path, *, fetch: bool = False) -> list:
+        return [cls(folder, train=part, download=fetch) for part in (True, False)]
+
+    try:
+        pair = halves(root)
+    except (RuntimeError, ValueError):  # not there, or cut off in the middle
+        if not config.download:
+            raise ValueError(
+                f"dataset.root: {config.name} is not in {config.root!r}, or not whole; "
+                "fetch it with --set dataset.download=true"
+            ) from None
+        archives = getattr(cls, "filename", f"{name}/raw/*.gz")  # CIFAR's name, or where MNIST's are
+        download(config.name, root, lambda folder: halves(folder, fetch=True), archives)
+        pair = halves(root)
+    return from_arrays(*[np.asarray(values) for half in pair for values in (half.data, half.targets)])

@@ -1,0 +1,45 @@
+"""Which settings act in which optimizer, and what each row takes where nothing is given. Needs no torch."""
+
+from typing import Any, Literal, TypeAlias
+
+OptimizerName: TypeAlias = Literal[
+    "sgd", "momentum", "nesterov", "adam", "adamw", "muon", "sam", "soap", "shampoo", "lion", "schedule_free"
+]
+
+# Optimizers that are made of another one, and of which they are by default.
+BASES = {"sam": "sgd", "schedule_free": "adamw"}
+
+# What is not named does nothing in a row and is refused there; `weight_decay` acts in all, and is 0 unless it is given.
+# The numbers are the papers' (docs/optimizers.md names them), rates those for small networks.
+ROWS: dict[str, dict[str, Any]] = {
+    "sgd": {"lr": 0.1, "momentum": 0.0, "nesterov": False},
+    "momentum": {"lr": 0.05, "momentum": 0.9},
+    "nesterov": {"lr": 0.05, "momentum": 0.9},
+    "adam": {"lr": 1e-3, "betas": (0.9, 0.999)},
+    "adamw": {"lr": 1e-3, "betas": (0.9, 0.999)},
+    "muon": {"lr": 3e-3, "momentum": 0.95, "betas": (0.9, 0.95)},
+    "sam on sgd": {"lr": 0.05, "momentum": 0.9, "nesterov": False, "rho": 0.05},
+    "sam on adamw": {"lr": 1e-3, "betas": (0.9, 0.999), "rho": 0.05},
+    "soap": {"lr": 3e-3, "betas": (0.95, 0.95)},
+    "shampoo": {"lr": 0.3},
+    "lion": {"lr": 3e-4, "betas": (0.9, 0.99)},
+    "schedule_free on sgd": {"lr": 1.0, "momentum": 0.9},
+    "schedule_free on adamw": {"lr": 2.5e-3, "betas": (0.9, 0.999)},
+}
+
+
+def row_of(name: str, base: str | None) -> str:
+    """The key of `ROWS` for an optimizer, on its usual base where none is given."""
+    return f"{name} on {base or BASES[name]}" if name in BASES else name
+
+
+def defaults(name: Any, base: Any) -> dict[str, Any]:
+    """What a row takes where nothing is given; nothing for a row that does not exist."""
+    known = isinstance(name, str) and (base is None or isinstance(base, str))
+    settings = ROWS.get(row_of(name, base), {}) if known else {}
+    return {"base": BASES[name], **settings} if settings and name in BASES else settings
+
+
+def acting(name: str, base: str) -> set[str]:
+    """The settings that act in a row."""
+    return {"name", "weight_decay", *ROWS[row_of(name, base)], *(("base",) if name in BASES else ())}

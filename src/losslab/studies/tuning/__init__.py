@@ -1,0 +1,1 @@
+"""The parts of `losslab.studies.tune`: the shared journal, who works on what, one trial, the result."""
