@@ -121,7 +121,7 @@ def test_xdiag_is_exact_on_low_rank(dtype):
     """One dimension less than test vectors."""
     operator = rotated(np.append([5.0, 3.0, 2.0, -1.0, 0.5, 4.0, -2.0], np.zeros(93)), dtype)
     result = diagonal(operator, method="xdiag", tol=1e-4)
-    tolerance = 100 * torch.finfo(dtype).eps
+    tolerance = 200 * torch.finfo(dtype).eps  # of ‖A‖ = 5
     torch.testing.assert_close(result.values, operator.matrix.diagonal().double(), rtol=0, atol=tolerance)
     assert result.standard_error.max() < tolerance
     assert (result.matvecs, result.status) == (16, Status.converged)

@@ -16,10 +16,10 @@ from losslab.studies.data import Dataset, load_dataset
 from losslab.studies.engine import run_jobs
 from losslab.studies.engine.following import Table
 from losslab.studies.engine.jobs import EngineOptions, Job, Outcome
-from losslab.studies.lock import LEFT, locked
+from losslab.studies.lock import locked
 from losslab.studies.models import build_model
 from losslab.studies.optimizers import build_optimizer
-from losslab.studies.record import RunFolder, write_json
+from losslab.studies.record import LOCKS, RunFolder, write_json
 from losslab.studies.sections import DatasetConfig
 
 RESOLVED, SUMMARY = "batch.json", "summary.json"
@@ -116,7 +116,7 @@ def _require_same_batch(path: Path, names: set[str]) -> None:
     try:
         before = {run["name"] for run in json.loads((path / RESOLVED).read_text(encoding="utf-8"))["runs"]}
     except FileNotFoundError:
-        if path.is_dir() and any(child.name not in LEFT for child in path.iterdir()):
+        if path.is_dir() and any(child.name not in LOCKS for child in path.iterdir()):
             raise FileExistsError(f"{path}: the folder is not empty, and no batch; choose another one") from None
         return
     except (ValueError, KeyError, TypeError):

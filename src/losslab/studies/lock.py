@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-LEFT = (".lock", ".lock.json")  # what a lock leaves in the folder
+from losslab.studies.record import HOLDER, LOCK
 
 
 @contextmanager
@@ -28,15 +28,17 @@ def locked(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
         BlockingIOError: Another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    holder = folder / LEFT[1]
+    holder = folder / HOLDER
     try:
-        with FileLock(folder / LEFT[0], timeout=wait):
+        with FileLock(folder / LOCK, timeout=wait):
             since = datetime.now(timezone.utc).isoformat(timespec="seconds")
             holder.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}) + "\n")
             try:
                 yield
             finally:
                 holder.unlink(missing_ok=True)
+                if not any(child.name != LOCK for child in folder.iterdir()):  # nothing came of it
+                    (folder / LOCK).unlink()
     except Timeout:
         raise BlockingIOError(f"{folder}: {_described(holder)} works here; wait for it, or end it") from None
 

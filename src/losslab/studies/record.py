@@ -19,6 +19,7 @@ import numpy as np
 
 from losslab.records import decode, encode, write_atomically
 
+LOCK, HOLDER = LOCKS = (".lock", ".lock.json")  # what a lock may leave in a folder: see `losslab.studies.lock`
 # What `create(overwrite=True)` may delete: what a run leaves behind, and nothing else.
 _LEFT_BY_A_RUN = (
     "config.json",
@@ -86,7 +87,7 @@ class RunFolder:
         if overwrite:
             for name in _LEFT_BY_A_RUN:
                 _remove(folder.path / name)
-        elif folder.path.is_dir() and any(folder.path.iterdir()):
+        elif folder.path.is_dir() and any(child.name not in LOCKS for child in folder.path.iterdir()):
             raise FileExistsError(
                 f"{path}: the folder is not empty; choose another one, or pass --overwrite for an earlier run"
             )

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from losslab.studies.config_file import differences
-from losslab.studies.lock import LEFT
-from losslab.studies.record import RunFolder
+from losslab.studies.record import LOCKS, RunFolder
 from losslab.studies.sections import RunConfig
 
 LOG = "worker.log"
@@ -104,7 +103,7 @@ class Standing:
                     self.fail(f"{path}: holds a run of another configuration: {'; '.join(changed)}")
                 elif self.folder.final is not None:
                     self.state = "skipped"
-            elif path.exists() and {child.name for child in path.iterdir()} - {LOG, *LEFT}:
+            elif path.exists() and {child.name for child in path.iterdir()} - {LOG, *LOCKS}:
                 self.fail(f"{path}: the folder is not empty, and no run; choose another one")
         except (ValueError, OSError) as error:
             self.fail(str(error))
