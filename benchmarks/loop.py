@@ -7,6 +7,7 @@ bare loop has not, are left out of both (one epoch, timed by the loop's own cloc
 """
 
 import argparse
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -76,11 +77,13 @@ def main() -> None:
         ratios = pairs[:, 1] / pairs[:, 0]
         low, high = np.percentile(ratios, [25, 75])
         times = [f"{1e3 * median:.1f}" for median in np.median(pairs, axis=0)]
-        rows.append([name, *times, f"{np.median(ratios):.3f}", f"{low:.3f}–{high:.3f}"])
+        steps = math.ceil(len(load_dataset(config.dataset).train) / config.dataset.batch_size)
+        added = 1e3 * np.median(pairs[:, 1] - pairs[:, 0]) / steps
+        rows.append([name, str(steps), *times, f"{added:.2f}", f"{np.median(ratios):.3f}", f"{low:.3f}–{high:.3f}"])
         print(rows[-1], flush=True)
     lines = ["# The training loop against a bare one", "", *machine(("losslab", "torch"))]
     lines += [f"- one epoch of AdamW in turns, {args.rounds} rounds: medians, and the ratio's quartiles", ""]
-    head = ["problem", "bare ms", "losslab ms", "ratio", "quartiles"]
+    head = ["problem", "steps", "bare ms", "losslab ms", "added ms a step", "ratio", "quartiles"]
     publish([*lines, *markdown(head, rows)], args.output)
 
 

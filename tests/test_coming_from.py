@@ -42,10 +42,10 @@ TINY = {
 }
 # These have tests of their own: a batch and a tuning take processes, a study takes minutes, a board does not end.
 ELSEWHERE = {
-    "losslab batch": "test_engine",
+    "losslab batch": "test_batch",
     "losslab board": "test_board",
     "losslab study fourway": "test_fourway",
-    "losslab show attention": "test_attention",
+    "losslab show attention": "test_activations",
 }
 
 

@@ -14,10 +14,13 @@ from losslab.status import Status
 from losslab.studies.compare.plan import load_plan
 from losslab.studies.compare.protocol import compare as run_comparison
 from losslab.studies.engine.jobs import EngineOptions
+from losslab.studies.shipped import find_config
 
 
 def compare(
-    config: Annotated[Path, typer.Argument(help="A YAML or JSON file: base, optimizers, trials, seeds, target.")],
+    config: Annotated[
+        str, typer.Argument(help="A YAML or JSON file (base, optimizers, trials, seeds, target), or a shipped one's name.")
+    ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Study folder; default runs/<file>.")] = None,
     parallel: Annotated[int, typer.Option("--parallel", help="Runs at a time; 2 is best on two cores.")] = 1,
     engine: Annotated[str, typer.Option("--engine", help="local or ray, of the runs after tuning.")] = "local",
@@ -28,7 +31,8 @@ def compare(
 
     What is there already is kept, so that a second start goes on. The first Ctrl-C ends with what is known.
     """
-    plan, folder = load_plan(config), output or Path("runs") / config.stem
+    path = find_config(config, "compare")
+    plan, folder = load_plan(path), output or Path("runs") / path.stem
     options = EngineOptions(parallel=parallel, engine=engine, address=address)  # type: ignore[arg-type]  # it checks
     with progress_bar(quiet) as bar, stop_key(bar, "step") as tick:
         found = run_comparison(plan, folder, options, progress=tick)

@@ -50,7 +50,8 @@ class Stepper:
 
     def take(self, inputs: Tensor, targets: Tensor, *, measured: bool = False) -> Taken:
         """One step on a batch, of which each process computes its share; `measured`: with the gradient's norm."""
-        self.model.train()
+        if not self.model.training:  # Fabric's wrapper makes the call dear
+            self.model.train()
         loss, correct = self._gradient(inputs, targets)
         loss, correct = self.ranks.total(loss, correct) if self.ranks.count > 1 else (loss, correct)
         norm = gradient_norm(self.model) if measured else math.nan  # before the step: some optimizers write into it
