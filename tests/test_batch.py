@@ -307,7 +307,7 @@ def test_shipped_batches_are_sound(name):
 
 def test_stopped_and_started_again_it_makes_what_is_missing(tmp_path, monkeypatch):
     """With the engine, and workers that train nothing."""
-    use_fake_workers(tmp_path, monkeypatch)
+    use_fake_workers(monkeypatch)
     batch = read_batch(write(tmp_path, defaults=SMALL, runs=[{"name": "good"}, {"name": "clumsy"}, {"name": "broken"}]))
 
     def stop(rows):

@@ -1,6 +1,5 @@
 """Many runs: what one does never ends another; killed, stopped and started again they end as if nothing had been."""
 
-import io
 import json
 import os
 import signal
@@ -10,11 +9,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from fake_worker import use_fake_workers
 from losslab.status import StopRequested
 from losslab.studies.config import apply, make_config
-from losslab.studies.engine import EngineOptions, Job, __main__, following, local, resources, run_jobs
+from losslab.studies.engine import EngineOptions, Job, following, local, resources, run_jobs
+from losslab.studies.engine import worker as workers
 from losslab.studies.engine.following import last_row
 from losslab.studies.lock import locked
 from losslab.studies.record import RunFolder
@@ -24,7 +25,7 @@ from losslab.studies.train import train
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
     """The folder of a study whose workers start in no time."""
-    use_fake_workers(tmp_path, monkeypatch)
+    use_fake_workers(monkeypatch)
     return tmp_path / "study"
 
 
@@ -279,15 +280,11 @@ def without_times(rows: list[dict]) -> list[dict]:
 
 @pytest.fixture
 def worker(monkeypatch):
-    """The worker's main function, in this process."""
+    """The worker's work, in this process."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    monkeypatch.setattr(__main__, "keep_freed_memory", lambda: True)
-
-    def main(job: Job, parent: int) -> int:
-        monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(job.config.model_dump(mode="json"))))
-        return __main__.main([str(job.folder), str(parent)])
-
-    yield main
+    monkeypatch.setattr(workers, "keep_freed_memory", lambda: True)
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    yield lambda job, parent: workers.local_work(job.config.model_dump(mode="json"), job.folder, parent)
     for number, handler in before.items():
         signal.signal(number, handler)
 

@@ -19,7 +19,7 @@ from losslab.studies.shipped import find_config
 
 def compare(
     config: Annotated[
-        str, typer.Argument(help="A YAML or JSON file (base, optimizers, trials, seeds, target), or a shipped one's name.")
+        str, typer.Argument(help="A YAML or JSON file (base, optimizers, seeds, target), or a shipped name.")
     ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Study folder; default runs/<file>.")] = None,
     parallel: Annotated[int, typer.Option("--parallel", help="Runs at a time; 2 is best on two cores.")] = 1,

@@ -6,17 +6,19 @@ import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 
 from losslab.ranks import Ranks
 from losslab.studies.sections import TrainingConfig
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
-def make_fabric(training: TrainingConfig) -> Fabric:
+
+def make_fabric(training: TrainingConfig) -> "Fabric":
     """Fabric without its remarks; what it would replace silently is refused.
 
     On one device, or on all the processes that `torchrun` started, by DistributedDataParallel.
@@ -24,6 +26,9 @@ def make_fabric(training: TrainingConfig) -> Fabric:
     Raises:
         ValueError: A device that is not there, or a precision that it does not have.
     """
+    # Here, since it brings torch's compiler along: two seconds, which only a training should wait for.
+    from lightning_fabric import Fabric  # noqa: PLC0415
+
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     many: dict[str, Any] = {"strategy": "ddp", "num_nodes": processes // local} if processes > 1 else {}
@@ -61,7 +66,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         np.random.set_state(numpy_state)  # noqa: NPY002
 
 
-def random_states(fabric: Fabric) -> dict[str, Any]:
+def random_states(fabric: "Fabric") -> dict[str, Any]:
     """The global generators' states, torch's of every process, as a tree that `packing` takes."""
     numpy_state: tuple = np.random.get_state()  # type: ignore[assignment]  # noqa: NPY002
     states = {"torch": torch.get_rng_state()}
@@ -76,7 +81,7 @@ def random_states(fabric: Fabric) -> dict[str, Any]:
     }
 
 
-def restore_random_states(fabric: Fabric, states: dict[str, Any]) -> None:
+def restore_random_states(fabric: "Fabric", states: dict[str, Any]) -> None:
     """Put back what `random_states` gave; a device that was not there then keeps its own state."""
     generators = {name: each[fabric.global_rank % len(each)] for name, each in states["generators"].items()}
     torch.set_rng_state(generators["torch"])

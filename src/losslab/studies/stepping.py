@@ -2,9 +2,9 @@
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
@@ -14,6 +14,9 @@ from losslab.studies.evaluation import num_correct
 from losslab.studies.monitor import gradient_norm
 from losslab.studies.optimizers import second_gradient
 from losslab.studies.sections import TrainingConfig
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Stepper:
         training: `accumulate` and `clip_norm` of it.
     """
 
-    def __init__(self, fabric: Fabric, model: nn.Module, optimizer: Optimizer, training: TrainingConfig):
+    def __init__(self, fabric: "Fabric", model: nn.Module, optimizer: Optimizer, training: TrainingConfig):
         self.fabric, self.model, self.optimizer, self.training = fabric, model, optimizer, training
         self.ranks = Ranks.world()
         self.twice = second_gradient(optimizer)

@@ -6,10 +6,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from losslab.memory import peak_bytes
@@ -30,6 +29,9 @@ from losslab.studies.schedules import rate_factor
 from losslab.studies.sections import RunConfig
 from losslab.studies.stepping import Stepper
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
 
 class Training:
     """A run in work. Made under `seeded`: the first weights come from torch's global generator.
@@ -45,7 +47,7 @@ class Training:
 
     def __init__(
         self,
-        fabric: Fabric,
+        fabric: "Fabric",
         config: RunConfig,
         data: Dataset,
         folder: RunFolder,

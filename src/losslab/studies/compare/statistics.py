@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy
 
 LEVEL = 0.95
 RESAMPLES = 9999
@@ -93,8 +93,8 @@ def _percentile(samples: tuple[np.ndarray, ...], statistic: Statistic, seed: int
 def _bootstrap(samples: tuple[np.ndarray, ...], statistic: Statistic, method: str, seed: int) -> Any:
     # scipy warns where an interval does not exist (infinite times, no spread): NaN says so, and is dealt with above.
     with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        return stats.bootstrap(
+        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
+        return scipy.stats.bootstrap(
             samples,
             statistic,
             paired=len(samples) > 1,
@@ -121,10 +121,10 @@ def paired_test(first: Sequence[float] | np.ndarray, second: Sequence[float] | n
     first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     with np.errstate(invalid="ignore"):
         differences = np.where(first == second, 0.0, first - second)
-    signed = np.sign(differences) * stats.rankdata(np.abs(differences))
+    signed = np.sign(differences) * scipy.stats.rankdata(np.abs(differences))
     if not signed.any():
         return 1.0
-    result = stats.permutation_test(
+    result = scipy.stats.permutation_test(
         (signed,),
         lambda ranks, axis: np.sum(ranks, axis=axis),
         permutation_type="samples",

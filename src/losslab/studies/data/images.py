@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from losslab.studies.data.download import download
@@ -20,6 +18,9 @@ def digits(config: DatasetConfig) -> Dataset:
 
     Source: E. Alpaydin, C. Kaynak, "Optical recognition of handwritten digits", UCI repository, 1998.
     """
+    from sklearn.datasets import load_digits  # noqa: PLC0415  # a second, which no other command should wait for
+    from sklearn.model_selection import train_test_split  # noqa: PLC0415
+
     del config
     images, labels = load_digits(return_X_y=True)
     divide = partial(train_test_split, random_state=SPLIT_SEED)
@@ -87,6 +88,8 @@ def arrays(config: DatasetConfig) -> Dataset:
 
 def from_arrays(x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> Dataset:
     """Three splits of two: a tenth of the training examples, the same share of each class, validates."""
+    from sklearn.model_selection import train_test_split  # noqa: PLC0415  # see `digits`
+
     labels = y_train.astype(np.int64)
     fit, check = train_test_split(range(len(labels)), test_size=0.1, stratify=labels, random_state=SPLIT_SEED)
     inputs, held_out = _as_tensor(x_train), _as_tensor(x_test)

@@ -1,19 +1,18 @@
 """Runs as processes of this machine, each on its own CPUs, as many at a time as the memory holds."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import IO
+from multiprocessing.process import BaseProcess
 
 from losslab.status import StopRequested
 from losslab.studies.engine.following import Follower
 from losslab.studies.engine.jobs import INTERRUPTED, LOG, EngineOptions, Standing
+from losslab.studies.engine.process import Work, start
 from losslab.studies.engine.resources import (
     MemoryGate,
     available_cpus,
@@ -22,8 +21,9 @@ from losslab.studies.engine.resources import (
     pin,
     shares,
 )
+from losslab.studies.engine.worker import local_work
 
-COMMAND = (sys.executable, "-m", "losslab.studies.engine")  # see __main__.py
+WORK: Work = local_work
 POLL = 0.1  # seconds
 
 
@@ -63,11 +63,11 @@ class _Worker:
     """A process that works at a run."""
 
     standing: Standing
-    process: "subprocess.Popen[bytes]"
+    process: BaseProcess
 
     def failure(self) -> str:
         """Why it ended, in one line: the last that it printed."""
-        lines, code = self.standing.log_lines(), self.process.returncode
+        lines, code = self.standing.log_lines(), self.process.exitcode or 0
         last = lines[-1] if lines else "it printed nothing"
         log = self.standing.job.folder / LOG
         if code < 0:
@@ -95,30 +95,22 @@ class _Local:
         place = next(place for place in range(len(self.cpus)) if place not in self.workers)
         folder = standing.job.folder
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / LOG).open("ab") as log:
-            process = subprocess.Popen(
-                [*COMMAND, str(folder), str(os.getpid())],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env=environment(self.cpus[place], self.gpus[place]),
-                start_new_session=True,  # a terminal's Ctrl-C reaches this process only, which tells the workers
-            )
-        pin(process.pid, self.cpus[place])
+        settings = environment(self.cpus[place], self.gpus[place])
+        process = start(WORK, standing.job.config.model_dump(mode="json"), folder, settings)
+        pin(process.pid or 0, self.cpus[place])
         standing.begin(standing.attempts + 1)
         self.workers[place] = _Worker(standing, process)
-        assert process.stdin is not None
-        _write(process.stdin, json.dumps(standing.job.config.model_dump(mode="json")))
 
     def ended(self) -> list[Standing]:
         """Free the places of workers that have ended; the runs that are to be started again."""
-        self.gate.observe(worker.process.pid for worker in self.workers.values())
+        self.gate.observe(worker.process.pid or 0 for worker in self.workers.values())
         again = []
         for place, worker in list(self.workers.items()):
-            if worker.process.poll() is None:
+            code = worker.process.exitcode
+            if code is None:
                 continue
             del self.workers[place]
-            standing, code = worker.standing, worker.process.returncode
+            standing = worker.standing
             if code == 0:
                 standing.end("finished")
             elif code == INTERRUPTED:  # somebody told this worker alone
@@ -134,24 +126,17 @@ class _Local:
         """Let all workers write their checkpoints and end."""
         try:
             for worker in self.workers.values():
-                worker.process.send_signal(signal.SIGINT)
+                with suppress(ProcessLookupError):  # it has just ended
+                    os.kill(worker.process.pid or 0, signal.SIGINT)
             for worker in self.workers.values():
-                worker.process.wait()
+                worker.process.join()
         except BaseException:
             for worker in self.workers.values():
                 worker.process.kill()
             raise
         finally:
             for worker in self.workers.values():
-                worker.standing.end("finished" if worker.process.poll() == 0 else "stopped")
-
-
-def _write(stream: IO[bytes], text: str) -> None:
-    try:
-        with stream:
-            stream.write(text.encode())
-    except BrokenPipeError:  # it has ended already, and its exit code says why
-        pass
+                worker.standing.end("finished" if worker.process.exitcode == 0 else "stopped")
 
 
 def _signal(code: int) -> str:
