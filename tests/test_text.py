@@ -214,7 +214,7 @@ def test_sst2_is_fetched_when_asked_for_and_whole_or_not_at_all(tmp_path, monkey
     written(tmp_path / "own")
     for name in ("train.tsv", "dev.tsv"):
         assert (tmp_path / "root" / "SST-2" / name).read_bytes() == (tmp_path / "own" / name).read_bytes()
-    with pytest.raises(ValueError, match=r"datasets: expected it installed .* pip install datasets"):
+    with pytest.raises(ValueError, match=r"datasets: expected it installed, .* pip install datasets"):
         load_dataset(config(tmp_path, name="sst2", root=str(tmp_path / "other"), download=True))
 
 

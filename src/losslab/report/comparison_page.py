@@ -21,10 +21,7 @@ def build(folder: str | Path) -> Path:
     """
     compared = read(folder)
     charts = charts_of(compared)
-    images = Path(folder) / "figures"
-    images.mkdir(exist_ok=True)
-    for chart in charts:
-        matplotlib_backend.save(chart, images / f"{chart.name}.png")
+    images = matplotlib_backend.save_all(charts, folder)
     comparison = compared.comparison
     columns = comparison_table.LINES
     page = template("comparison.html.j2").render(

@@ -2,7 +2,7 @@
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,15 @@ def figure(chart: Chart) -> Figure:
         _axes(axes, panel)
     _legend(figure)
     return figure
+
+
+def save_all(charts: Iterable[Chart], folder: str | Path) -> Path:
+    """Write each chart's `figures/<name>.png` in a folder; where the pictures are."""
+    images = Path(folder) / "figures"
+    images.mkdir(exist_ok=True)
+    for chart in charts:
+        save(chart, images / f"{chart.name}.png")
+    return images
 
 
 def save(chart: Chart, path: Path) -> None:

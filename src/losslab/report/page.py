@@ -48,10 +48,7 @@ def build(folder: str | Path) -> Path:
     """
     contents = read(folder)
     charts = charts_of(contents)
-    images = Path(folder) / "figures"
-    images.mkdir(exist_ok=True)
-    for chart in charts:
-        matplotlib_backend.save(chart, images / f"{chart.name}.png")
+    images = matplotlib_backend.save_all(charts, folder)
     path = Path(folder) / "report.html"
     write_atomically(path, render(contents, charts, images).encode())
     return path

@@ -54,10 +54,8 @@ def build(folder: str | Path) -> Path:
         FileNotFoundError: If the folder holds no result of a study.
     """
     tuned, path = Tuned.read(folder), Path(folder)
-    charts, images = charts_of(tuned), path / "figures"
-    images.mkdir(exist_ok=True)
-    for chart in charts:
-        matplotlib_backend.save(chart, images / f"{chart.name}.png")
+    charts = charts_of(tuned)
+    images = matplotlib_backend.save_all(charts, folder)
     text = yaml.safe_dump(tuned.best.model_dump(mode="json"), sort_keys=False)
     page = template("tuning.html.j2").render(
         contents={"name": path.resolve().name},

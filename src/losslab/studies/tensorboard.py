@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from losslab.random import preserved_random_states
 from losslab.studies.monitor import histograms
+from losslab.studies.optional import optional
 
 FOLDER = "tensorboard"  # in a run folder
 # A column of the metrics -> its curve. Curves with the same first part stand side by side. Others keep their name.
@@ -121,12 +122,7 @@ def package(name: str) -> ModuleType:
     Raises:
         ValueError: It is not installed.
     """
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError:
-        raise ValueError(
-            "tensorboard: expected it installed, got no such package; pip install 'losslab[board]'"
-        ) from None
+    return optional(name, "losslab[board]")
 
 
 def _is_number(value: Any) -> bool:

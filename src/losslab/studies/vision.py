@@ -1,9 +1,10 @@
 """torchvision: its networks and data sets. Optional, and imported here only."""
 
-import importlib
 import types
 
 import torch
+
+from losslab.studies.optional import optional
 
 # torchvision registers shapes for two operators that its compiled part defines. Where that part does not load (a CPU
 # build of torch beside a torchvision built for another), the schemas alone let everything in Python work.
@@ -19,8 +20,6 @@ def torchvision() -> types.ModuleType:
     """
     try:
         return _imported()
-    except ModuleNotFoundError:
-        raise ValueError("torchvision: expected it installed, got no such package; pip install torchvision") from None
     except RuntimeError as error:
         if "torchvision::nms" not in str(error) or _OPERATORS:
             raise
@@ -33,5 +32,5 @@ def torchvision() -> types.ModuleType:
 
 def _imported() -> types.ModuleType:
     for name in ("torchvision.models", "torchvision.datasets"):
-        importlib.import_module(name)
-    return importlib.import_module("torchvision")
+        optional(name, "torchvision")
+    return optional("torchvision", "torchvision")

@@ -1,7 +1,6 @@
 """Texts with a class each, as token ids."""
 
 import hashlib
-import importlib
 import types
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from losslab.studies.data import vocabulary
 from losslab.studies.data.download import download
 from losslab.studies.data.splits import Dataset, Split
+from losslab.studies.optional import optional
 from losslab.studies.sections import DatasetConfig
 
 FILES = {"train": "train.tsv", "validation": "dev.tsv"}  # GLUE's names of the splits, and of their files
@@ -37,7 +37,7 @@ def sst2(config: DatasetConfig) -> Dataset:
     given = config.name.partition(":")[2]
     folder = Path(given) if given else Path(config.root) / "SST-2"
     if config.download and not given and not all((folder / name).is_file() for name in FILES.values()):
-        library = _datasets()
+        library = optional("datasets", "datasets")
         download(config.name, Path(config.root), lambda into: _fetch(library, into / folder.name))
     (texts, labels), (test_texts, test_labels) = [_read(folder / name) for name in FILES.values()]
     hashes = _hashes(texts)
@@ -101,12 +101,3 @@ def _fetch(library: types.ModuleType, folder: Path) -> None:
         rows = zip(found[split]["sentence"], found[split]["label"], strict=True)
         lines = ["sentence\tlabel", *(f"{sentence}\t{label}" for sentence, label in rows)]
         (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _datasets() -> types.ModuleType:
-    try:
-        return importlib.import_module("datasets")  # its import takes seconds, so only a download pays it
-    except ModuleNotFoundError:
-        raise ValueError(
-            "datasets: expected it installed to fetch sst2, got no such package; pip install datasets"
-        ) from None

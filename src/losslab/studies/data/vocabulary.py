@@ -5,7 +5,6 @@ Source: M. Schuster, K. Nakajima, "Japanese and Korean voice search", ICASSP 201
 
 import contextlib
 import hashlib
-import importlib
 import types
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from losslab.records import write_atomically
+from losslab.studies.optional import optional
 
 PAD, UNKNOWN, START, END = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 PAD_ID = 0
@@ -110,10 +110,7 @@ def tokenizers() -> types.ModuleType:
     Raises:
         ValueError: It is not installed.
     """
-    try:
-        return importlib.import_module("tokenizers")
-    except ModuleNotFoundError:
-        raise ValueError("tokenizers: expected it installed, got no such package; pip install tokenizers") from None
+    return optional("tokenizers", "tokenizers")
 
 
 def _wordpiece(ids: dict[str, int], *, lowercase: bool) -> Any:

@@ -11,6 +11,7 @@ from losslab.status import StopRequested
 from losslab.studies.engine.following import Follower
 from losslab.studies.engine.jobs import EngineOptions, Standing
 from losslab.studies.engine.worker import work
+from losslab.studies.optional import optional
 
 POLL = 0.1  # seconds
 LEAVING = 60.0  # seconds that tasks have to write their checkpoints when told to stop
@@ -101,11 +102,7 @@ class _Tasks:
 
 
 def _ray() -> Any:
-    try:
-        import ray  # noqa: PLC0415 - an optional extra
-    except ModuleNotFoundError:
-        raise ValueError("engine: expected Ray installed, got no such package; pip install 'losslab[ray]'") from None
-    return ray
+    return optional("ray", "losslab[ray]")
 
 
 def _connect(ray: Any, address: str | None) -> None:

@@ -1,6 +1,5 @@
 """BERT, by Hugging Face's transformers: from token ids to logits."""
 
-import importlib
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from losslab.studies.models.inputs import Inputs
+from losslab.studies.optional import optional
 from losslab.studies.sections import ModelConfig
 from losslab.studies.vision import torchvision
 
@@ -116,10 +116,7 @@ def transformers() -> types.ModuleType:
     """
     with suppress(ValueError):  # it imports torchvision where that is installed, which may need help to load
         torchvision()
-    try:
-        return importlib.import_module("transformers")
-    except ModuleNotFoundError:
-        raise ValueError("transformers: expected it installed, got no such package; pip install transformers") from None
+    return optional("transformers", "transformers")
 
 
 @contextmanager

@@ -1,12 +1,12 @@
 """Optuna: sampler, pruners, journal. Optional, and imported here only, when a study is made: it takes half a second."""
 
-import importlib
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from warnings import catch_warnings, simplefilter
 
+from losslab.studies.optional import optional
 from losslab.studies.spaces import Choice, Range
 
 
@@ -16,10 +16,7 @@ def optuna() -> types.ModuleType:
     Raises:
         ValueError: It is not installed.
     """
-    try:
-        package = importlib.import_module("optuna")
-    except ModuleNotFoundError:
-        raise ValueError("optuna: expected it installed, got no such package; pip install 'losslab[tune]'") from None
+    package = optional("optuna", "losslab[tune]")
     package.logging.set_verbosity(package.logging.ERROR)
     return package
 
