@@ -1,0 +1,1 @@
+"""The parts of TALT: layouts and options, coordinates, covariances and bases, responses."""

@@ -1,0 +1,128 @@
+"""Covariances of gradients, side by side, and the bases in which they are nearly diagonal.
+
+A = CQ, then the QR decomposition of its columns, largest eigenvalue first: one step of orthogonal iteration, from the
+basis that is there (Golub & Van Loan, section 8.2.4). Householder's QR, since a polar factor or one Cholesky QR lose
+the basis within a few steps. C is kept whole where its side is, otherwise as CQ.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from losslab.optim.eigenspace.coordinates import mean_square
+from losslab.optim.eigenspace.layout import Layout, Side
+from losslab.optim.eigenspace.options import TALTOptions
+from losslab.optim.eigenspace.response import quantiles
+
+RIDGE = 1e-3  # of the mean eigenvalue: directions without any gradient stay where they are
+
+
+def observe(G: Tensor, state: Mapping[str, Tensor], of: Layout, step: int, options: TALTOptions) -> None:
+    """Take a gradient (b, m, n) into the covariances, or among the last ones."""
+    if of.remembered:
+        state["recent"][:, (step - 1) % of.remembered] = G
+        return
+    keep = options.covariance_decay
+    for name, side in of.sides:
+        if not side.still:
+            first, second = seen(G, state, name, side)
+            state[f"covariance_{name}"].baddbmm_(first, second, beta=keep, alpha=1 - keep)
+
+
+def seen(G: Tensor, state: Mapping[str, Tensor], name: str, side: Side) -> tuple[Tensor, Tensor]:
+    """Two factors of what one gradient adds to a side's covariance."""
+    A = G if name == "left" else G.mT
+    return (A, A.mT) if side.whole else (A, A.mT @ state[f"basis_{name}"])
+
+
+def covariance(state: Mapping[str, Tensor], name: str, of: Layout, step: int) -> Tensor:
+    """C (b, k, k) of a side, or CQ (b, k, r) where it is not kept whole."""
+    if not of.remembered:
+        return state[f"covariance_{name}"]
+    there = min(step, of.remembered)
+    recent = state["recent"][:, :there]
+    A = (recent.transpose(1, 2) if name == "left" else recent.permute(0, 3, 1, 2)).flatten(2)
+    side = of.left if name == "left" else of.right
+    return A @ (A.mT if side.whole else A.mT @ state[f"basis_{name}"]) / there
+
+
+def times_basis(C: Tensor, state: Mapping[str, Tensor], name: str, side: Side) -> Tensor:
+    """CQ."""
+    return C @ state[f"basis_{name}"] if side.whole else C
+
+
+def refresh(state: Mapping[str, Tensor], of: Layout, step: int, beta: float, options: TALTOptions) -> None:
+    """New bases, with everything that is written in their coordinates; new thresholds.
+
+    Args:
+        state: Stacked; changed in place.
+        of: Its layout.
+        step: Steps done.
+        beta: How much of the average of squares is kept from one step to the next, for its bias.
+        options: Fixes 3, 7 and 8.
+    """
+    table = state["exp_avg_sq"]
+    for name, side in of.sides:
+        if side.still:
+            continue
+        order, turn = _new_basis(state, name, of, step, options)
+        axis = 1 if name == "left" else 2
+        if side.whole:
+            turned = turn @ state["exp_avg"] if axis == 1 else state["exp_avg"] @ turn.mT
+            state["exp_avg"].copy_(turned)
+        table.copy_(_carried(table, order, turn, side, axis, options.transformation_stability))
+    values = table / (1 - beta**step)
+    low, high = options.percentiles
+    state["cuts"].copy_(quantiles(values, (low, 50.0, high)))
+    mean = mean_square(values, of)
+    state["peak"].copy_(torch.maximum(state["peak"], mean))
+    state["near"].copy_(mean < options.near_fraction * state["peak"])
+
+
+def _new_basis(
+    state: Mapping[str, Tensor], name: str, of: Layout, step: int, options: TALTOptions
+) -> tuple[Tensor, Tensor]:
+    """The old columns in the order of their eigenvalues (b, r), and QᵀQ_old (b, r, r)."""
+    side = of.left if name == "left" else of.right
+    old, C = state[f"basis_{name}"], covariance(state, name, of, step)
+    A = times_basis(C, state, name, side)
+    values = (old * A).sum(1, keepdim=True)
+    order = values[:, 0].argsort(1, descending=True)
+    if step == 1 and side.whole:
+        new = eigenvectors(C)
+    else:
+        blend = options.blend if options.transformation_stability else 1.0
+        mixed = blend * A + ((1 - blend) * values + RIDGE * values.mean(2, keepdim=True)) * old
+        new = torch.linalg.qr(mixed.gather(2, order[:, None].expand_as(mixed))).Q
+    turn = new.mT @ old
+    if not side.whole and not of.remembered:  # C times the new basis, of what lies along the old one
+        state[f"covariance_{name}"].copy_(C @ turn.mT)
+    old.copy_(new)
+    return order, turn
+
+
+def eigenvectors(C: Tensor) -> Tensor:
+    """Of symmetric matrices (b, k, k), largest eigenvalue first; in float64 where float32 does not converge."""
+    try:
+        return torch.linalg.eigh(C).eigenvectors.flip(2)
+    except torch.linalg.LinAlgError:
+        return torch.linalg.eigh(C.double()).eigenvectors.flip(2).to(C.dtype)
+
+
+def _carried(table: Tensor, order: Tensor, turn: Tensor, side: Side, axis: int, mixes: bool) -> Tensor:
+    """A table of squares, from the old basis of one side to the new one: each new direction has the squares of what it
+    is made of, or, unmixed, those of the old direction of its rank."""
+    table = table if axis == 2 else table.mT  # noqa: PLR2004
+    kept, rest = table[..., : side.kept], table[..., side.kept :]
+    if not mixes:
+        found = torch.cat([kept.gather(2, order[:, None].expand_as(kept)), rest], 2)
+    else:
+        shares = turn.square()
+        moved = kept @ shares.mT
+        if not side.whole:
+            outside = side.length - side.kept
+            moved = moved + rest * (1 - shares.sum(2))[:, None].clamp_min(0)
+            rest = rest + (kept.sum(2, keepdim=True) - moved.sum(2, keepdim=True)) / outside
+        found = torch.cat([moved, rest.clamp_min(0)], 2)
+    return found if axis == 2 else found.mT  # noqa: PLR2004

@@ -1,0 +1,74 @@
+"""Matrices in the coordinates of their bases, and back.
+
+A side that is kept whole is rotated: X becomes QᵀX. A side of which only r directions are kept stays as it is, and
+eigenvalues know it as r directions and all the others together: a table of squares has r entries along it, and one
+more, their mean. All tensors have a leading axis b, over the tensors of a stack.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from losslab.optim.eigenspace.layout import Layout, Side
+
+
+def rotated(X: Tensor, state: Mapping[str, Tensor], of: Layout) -> Tensor:
+    """X (b, m, n) along the bases of the sides that are kept whole."""
+    if _turns(of.left):
+        X = state["basis_left"].mT @ X
+    return X @ state["basis_right"] if _turns(of.right) else X
+
+
+def rotated_back(X: Tensor, state: Mapping[str, Tensor], of: Layout) -> Tensor:
+    """The inverse of `rotated`."""
+    if _turns(of.left):
+        X = state["basis_left"] @ X
+    return X @ state["basis_right"].mT if _turns(of.right) else X
+
+
+def squares(Z: Tensor, state: Mapping[str, Tensor], of: Layout) -> Tensor:
+    """The table (b, left entries, right entries) of Z's squares, Z (b, m, n) as `rotated` gives it."""
+    table = _squares_right(Z, state, of.right)
+    if of.left.whole:
+        return table
+    kept = _squares_right(state["basis_left"].mT @ Z, state, of.right)
+    rest = (table.sum(1, keepdim=True) - kept.sum(1, keepdim=True)) / (of.left.length - of.left.kept)
+    return torch.cat([kept, rest.clamp_min(0)], 1)
+
+
+def _squares_right(Z: Tensor, state: Mapping[str, Tensor], side: Side) -> Tensor:
+    if side.whole:
+        return Z.square()
+    kept = (Z @ state["basis_right"]).square()
+    rest = (Z.square().sum(2, keepdim=True) - kept.sum(2, keepdim=True)) / (side.length - side.kept)
+    return torch.cat([kept, rest.clamp_min(0)], 2)  # differences of sums can round to below zero
+
+
+def weighed(M: Tensor, response: Tensor, state: Mapping[str, Tensor], of: Layout) -> Tensor:
+    """Each direction of M (b, m, n), times its entry in a table of responses."""
+    if of.left.whole:
+        return _weighed_right(M, response, state, of.right)
+    basis, kept = state["basis_left"], of.left.kept
+    inside = basis.mT @ M
+    outside = _weighed_right(M - basis @ inside, response[:, kept:], state, of.right)
+    return outside + basis @ _weighed_right(inside, response[:, :kept], state, of.right)
+
+
+def _weighed_right(M: Tensor, response: Tensor, state: Mapping[str, Tensor], side: Side) -> Tensor:
+    if side.whole:
+        return M * response
+    basis, kept, rest = state["basis_right"], response[..., : side.kept], response[..., side.kept :]
+    return M * rest + ((M @ basis) * (kept - rest)) @ basis.mT
+
+
+def mean_square(table: Tensor, of: Layout) -> Tensor:
+    """The mean (b, 1, 1) over all directions of a table of squares."""
+    if of.left.whole and of.right.whole:
+        return table.mean((1, 2), keepdim=True)
+    left, right = (table.new_tensor(side.weights) for side in (of.left, of.right))
+    return (table * left[:, None] * right).sum((1, 2), keepdim=True) / (of.left.length * of.right.length)
+
+
+def _turns(side: Side) -> bool:
+    return side.whole and not side.still

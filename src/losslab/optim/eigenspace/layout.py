@@ -1,0 +1,126 @@
+"""How a tensor is seen as a matrix, what is kept of each of its sides, and the tensors of its state.
+
+Needs only shapes, so that memory can be told before any of it is taken. b tensors of one layout are one stack.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from losslab.optim.eigenspace.options import TALTOptions
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a matrix: `kept` directions of `length`, which never turn where it is `still`."""
+
+    length: int
+    kept: int
+    still: bool
+
+    @property
+    def whole(self) -> bool:
+        """Whether no direction is left out."""
+        return self.kept == self.length
+
+    @property
+    def entries(self) -> int:
+        """Numbers along this side of a table of eigenvalues: one each, and one for all that are left out."""
+        return self.kept + (not self.whole)
+
+    @property
+    def weights(self) -> list[float]:
+        """How many directions each entry stands for."""
+        return [1.0] * self.kept + [float(self.length - self.kept)] * (not self.whole)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A matrix with its two sides, and how many gradients are remembered where covariances are those of the last ones."""
+
+    left: Side
+    right: Side
+    remembered: int
+    structure: str
+
+    @property
+    def sides(self) -> tuple[tuple[str, Side], ...]:
+        """Both, with the suffix of their tensors' names."""
+        return (("left", self.left), ("right", self.right))
+
+    @property
+    def turns(self) -> bool:
+        """Whether there is any basis to find."""
+        return not (self.left.still and self.right.still)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the state's tensors, but for the step count."""
+        m, n = self.left.length, self.right.length
+        found: dict[str, tuple[int, ...]] = {"scale": (1, 1), "exp_avg": (m, n)}
+        if self.structure == "polar":
+            return found
+        found |= {"exp_avg_sq": (self.left.entries, self.right.entries), "cuts": (3, 1, 1), "peak": (1, 1), "near": (1, 1)}
+        for name, side in self.sides:
+            if not side.still:
+                found[f"basis_{name}"] = (side.length, side.kept)
+                found[f"covariance_{name}"] = (side.length, side.kept)
+        return found | ({"recent": (self.remembered, m, n)} if self.remembered else {})
+
+    @property
+    def numbers(self) -> int:
+        """In the state, all together."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+
+def layout(shape: Sequence[int], structure: str, options: TALTOptions, row_bytes: int = 4) -> Layout:
+    """How TALT sees a tensor.
+
+    Args:
+        shape: Of the tensor: the first axis is the matrix's rows, all others its columns.
+        structure: One of `options.STRUCTURES`.
+        options: For the ranks.
+        row_bytes: Of one number.
+    """
+    rows = shape[0] if len(shape) > 1 else 1
+    columns = math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape)
+    if structure == "auto":
+        structure = "kronecker" if len(shape) > 1 and max(rows, columns) > 1 else "diagonal"
+    if structure == "lowrank":
+        rows, columns = 1, rows * columns
+    if not options.shapes and structure != "polar":
+        structure = "diagonal"  # all directions alike: any basis will do
+    still = structure in ("diagonal", "polar")
+    longest = 1 if structure == "lowrank" else options.max_side
+    left, right = (
+        Side(
+            length,
+            length if fixed or length <= longest else options.rank(length, length * row_bytes),
+            fixed,
+        )
+        for length, fixed in (
+            (rows, still or (options.one_sided and rows > columns)),
+            (columns, still or (options.one_sided and columns > rows)),
+        )
+    )
+    numbers = rows * columns
+    remembers = not still and not options.incremental_covariance
+    return Layout(left, right, options.rank(numbers, numbers * row_bytes) if remembers else 0, structure)
+
+
+def new_state(of: Layout, like: Tensor) -> dict[str, Tensor]:
+    """The state of one tensor before its first step.
+
+    Args:
+        of: Its layout.
+        like: Gives the device; numbers are float32, or float64 where it is.
+    """
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    state = {name: torch.zeros(shape, dtype=dtype, device=like.device) for name, shape in of.shapes.items()}
+    for name, side in of.sides:
+        if f"basis_{name}" in state:
+            state[f"basis_{name}"].fill_diagonal_(1.0)
+    return {"step": torch.zeros(()), **state}

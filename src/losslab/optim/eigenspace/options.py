@@ -1,0 +1,197 @@
+"""Which of TALT's eight fixes are on, and the numbers of its rule; one object, checked as it is made.
+
+Needs no torch. A parameter group of `TALT` holds the same names as plain values, so that each group can have its own.
+"""
+
+import difflib
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+FIXES = (
+    "adaptive_memory",
+    "dynamic_updates",
+    "statistical_thresholds",
+    "gradient_smoothing",
+    "incremental_covariance",
+    "parameter_normalization",
+    "selective_amplification",
+    "transformation_stability",
+)
+STRUCTURES = ("auto", "kronecker", "lowrank", "polar", "diagonal")
+TRIGGERS = ("none", "gradient_change", "off_diagonal")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TALTOptions:
+    """How TALT finds its eigenspaces and what it does in them.
+
+    Without a fix the method is a simpler one, named after each; without any, and without fixed thresholds, TALT is
+    gradient descent. docs/talt.md has the formulas and what each is worth.
+
+    Attributes:
+        adaptive_memory: Fix 1. Rank r = max(base_memory, min(2√d, 50), d/10) of a side, or a flat gradient, of length d
+            that is not kept whole. Off: r = base_memory.
+        dynamic_updates: Fix 2. New bases after every step at first, up to every `update_interval` steps, and earlier at
+            the `trigger`. Off: every `update_interval` steps.
+        statistical_thresholds: Fix 3. Valley and high curvature are the ends of the eigenvalues' distribution, beyond
+            `percentiles`. Off: below and above `thresholds`.
+        gradient_smoothing: Fix 4. Steps along an average of the gradients (betas[0]). Off: along the last one.
+        incremental_covariance: Fix 5. Covariances are exponential averages. Off: those of the last r gradients.
+        parameter_normalization: Fix 6. Each direction is divided by its gradients' root mean square to the power of
+            2·`power`, and the tensor scaled to have none. Off: raw scale.
+        selective_amplification: Fix 7. Near a minimum, valleys are amplified `near_factor` times as much.
+            Off: always by `valley_strength`.
+        transformation_stability: Fix 8. A new basis is found from a mixture with the old one (`blend`), and eigenvalues
+            are carried over into it. Off: unmixed, and eigenvalues keep their order.
+        base_memory: Smallest rank.
+        max_memory: Largest rank, of fix 1 too.
+        max_megabytes: The most that the rows of one tensor's rank, or of its last gradients, may take.
+        max_side: Sides longer than this are kept by their first r eigenvectors, the rest of space as one direction.
+        one_sided: Whether the shorter side alone gets a basis.
+        update_interval: Steps from one basis to the next.
+        trigger: What brings a new basis early, looked for after every 5th step: "gradient_change", the averaged
+            gradient has changed by more than `trigger_bound` of itself; "off_diagonal", so much of the covariance is
+            off the diagonal in its basis.
+        trigger_bound: See `trigger`.
+        percentiles: See `statistical_thresholds`.
+        thresholds: See `statistical_thresholds`; in units of the squared gradient.
+        nesterov: Whether the averaged gradient looks one step ahead.
+        covariance_decay: How much of the covariances is kept, of one step to the next.
+        power: p of the response λ^−p: ½ whitens, 0 keeps the gradient's direction.
+        valley_strength: By how much more, at most, valleys are amplified.
+        gate_width: How soft the thresholds are, in units of log λ.
+        damping: What is left of directions of high curvature.
+        clip: Largest ratio of a response to the middle one, either way.
+        near_fraction: Near a minimum: mean squares of the gradient below this fraction of the largest there were.
+        near_factor: See `selective_amplification`.
+        probe_interval: Steps from one Hessian product along the valleys to the next, if the optimizer has a probe.
+        blend: Of the newest covariance in the matrix whose basis is taken.
+        match_rms: Root mean square to which each update is scaled, 0.2 is about AdamW's; None leaves them.
+
+    Raises:
+        ValueError: A value is not one of those that are possible.
+    """
+
+    adaptive_memory: bool = True
+    dynamic_updates: bool = True
+    statistical_thresholds: bool = True
+    gradient_smoothing: bool = True
+    incremental_covariance: bool = True
+    parameter_normalization: bool = True
+    selective_amplification: bool = True
+    transformation_stability: bool = True
+    base_memory: int = 10
+    max_memory: int = 128
+    max_megabytes: float = 256.0
+    max_side: int = 1024
+    one_sided: bool = False
+    update_interval: int = 10
+    trigger: str = "none"
+    trigger_bound: float = 0.5
+    percentiles: tuple[float, float] = (20.0, 80.0)
+    thresholds: tuple[float, float] = (0.0, math.inf)
+    nesterov: bool = True
+    covariance_decay: float = 0.95
+    power: float = 0.5
+    valley_strength: float = 1.0
+    gate_width: float = 1.0
+    damping: float = 1.0
+    clip: float = math.inf
+    near_fraction: float = 0.01
+    near_factor: float = 0.3
+    probe_interval: int = 50
+    blend: float = 0.9
+    match_rms: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in FIXES:
+            _require(name, getattr(self, name), "True or False", isinstance(getattr(self, name), bool))
+        for name in ("base_memory", "max_memory", "max_side", "update_interval", "probe_interval"):
+            value = getattr(self, name)
+            _require(name, value, "a whole number >= 1", isinstance(value, int) and value >= 1)
+        for name in ("covariance_decay", "near_fraction", "near_factor", "damping", "blend"):
+            _require(name, getattr(self, name), "0 to 1", 0 <= getattr(self, name) <= 1)
+        for name in ("max_megabytes", "trigger_bound", "gate_width"):
+            _require(name, getattr(self, name), "a number > 0", getattr(self, name) > 0)
+        _require("blend", self.blend, "a number > 0", self.blend > 0)
+        _require("covariance_decay", self.covariance_decay, "a number < 1", self.covariance_decay < 1)
+        _require("power", self.power, "0 to 1", 0 <= self.power <= 1)
+        _require("valley_strength", self.valley_strength, "a number >= 0", self.valley_strength >= 0)
+        _require("clip", self.clip, "a number >= 1", self.clip >= 1)
+        _require("match_rms", self.match_rms, "None or a number > 0", self.match_rms is None or self.match_rms > 0)
+        _require("trigger", self.trigger, f"one of {', '.join(TRIGGERS)}", self.trigger in TRIGGERS)
+        for name, top in (("percentiles", 100.0), ("thresholds", math.inf)):
+            low, high = getattr(self, name)
+            _require(name, (low, high), f"two numbers, 0 <= low <= high <= {top:g}", 0 <= low <= high <= top)
+
+    def with_fixes(self, names: Iterable[str]) -> "TALTOptions":
+        """These options with exactly the named fixes on.
+
+        Raises:
+            ValueError: There is no fix of that name.
+        """
+        names = tuple(names)
+        for name in names:
+            if name not in FIXES:
+                raise ValueError(f"fixes: {name}: expected one of {', '.join(FIXES)}{_nearest(name, FIXES)}")
+        return replace(self, **{name: name in names for name in FIXES})
+
+    def without(self, *names: str) -> "TALTOptions":
+        """These options with the named fixes off."""
+        self.with_fixes(names)
+        return replace(self, **dict.fromkeys(names, False))
+
+    @property
+    def amplifies(self) -> bool:
+        """Whether there are thresholds that do anything."""
+        low, high = (0 < self.percentiles[0], self.percentiles[1] < 100)
+        if not self.statistical_thresholds:
+            low, high = (0 < self.thresholds[0], self.thresholds[1] < math.inf)
+        return (low and self.valley_strength > 0) or (high and self.damping < 1)
+
+    @property
+    def shapes(self) -> bool:
+        """Whether any direction is treated otherwise than another: if not, no eigenspace is needed."""
+        return self.amplifies or self.parameter_normalization
+
+    def rank(self, length: int, row_bytes: int) -> int:
+        """Fix 1: how many rows are kept, for a space of `length` dimensions and rows of `row_bytes` bytes."""
+        wanted = self.base_memory
+        if self.adaptive_memory:
+            wanted = max(wanted, int(min(2 * math.sqrt(length), 50)), length // 10)
+        affordable = int(self.max_megabytes * 2**20 / max(row_bytes, 1))
+        return max(1, min(wanted, self.max_memory, affordable, length))
+
+    def interval(self, step: int) -> int:
+        """Fix 2: steps from one basis to the next, after `step` steps."""
+        return max(1, min(step // 10, self.update_interval)) if self.dynamic_updates else self.update_interval
+
+
+def plain(options: TALTOptions) -> dict[str, Any]:
+    """The options as a parameter group holds them."""
+    return asdict(options)
+
+
+def of_group(group: dict[str, Any]) -> TALTOptions:
+    """The options that a parameter group holds.
+
+    Raises:
+        ValueError: One of them is not possible.
+    """
+    return TALTOptions(**{field.name: _tuple(group[field.name]) for field in fields(TALTOptions)})
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _require(name: str, value: Any, expected: str, holds: bool) -> None:
+    if not holds:
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")

@@ -1,0 +1,63 @@
+"""What TALT multiplies a direction of eigenvalue λ with: λ^−p, more in valleys, less where curvature is high."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from losslab.optim.eigenspace.options import TALTOptions
+
+AT_MOST = 65_536  # entries of a table of which percentiles are taken, evenly spread over it
+
+
+def response(
+    values: Tensor, rms: Tensor | None, cuts: Tensor | None, valley: Tensor | float, eps: Tensor, options: TALTOptions
+) -> Tensor:
+    """s(λ) = (√λ + ε)^(−2p) · (rms + ε)^(2p−1), times 1 + v·σ((log λ_low − log λ)/w), and clipped.
+
+    Args:
+        values: λ (b, ·, ·), in the units of squared gradients.
+        rms: Of the whole gradient (b, 1, 1); needed where p is not ½.
+        cuts: λ_low, the middle one and λ_high (b, 3, 1, 1); None before the first basis.
+        valley: v, one for each tensor or for all.
+        eps: ε (b, 1, 1).
+        options: p, w, and what else there is.
+    """
+    found = _bare(values, rms, cuts, valley, eps, options)
+    if cuts is None or options.clip == math.inf:
+        return found
+    middle = _bare(cuts[:, 1], rms, cuts, valley, eps, options)
+    return torch.minimum(torch.maximum(found, middle / options.clip), middle * options.clip)
+
+
+def _bare(
+    values: Tensor, rms: Tensor | None, cuts: Tensor | None, valley: Tensor | float, eps: Tensor, options: TALTOptions
+) -> Tensor:
+    if not options.parameter_normalization:
+        found = torch.ones_like(values)
+    elif options.power == 0.5:  # noqa: PLR2004
+        found = values.sqrt().add_(eps).reciprocal_()
+    else:
+        assert rms is not None
+        found = values.sqrt().add_(eps).pow_(-2 * options.power) * (rms + eps) ** (2 * options.power - 1)
+    if cuts is None or not options.amplifies:
+        return found
+    if options.valley_strength > 0:
+        found = found * (1 + valley * _below(values, cuts[:, 0], options.gate_width))
+    if options.damping < 1:
+        found = found * (options.damping + (1 - options.damping) * _below(values, cuts[:, 2], options.gate_width))
+    return found
+
+
+def _below(values: Tensor, cut: Tensor, width: float) -> Tensor:
+    """σ((log cut − log λ)/w) = cut^(1/w) / (cut^(1/w) + λ^(1/w)): 1 far below the cut, ½ at it; 1 below infinity."""
+    ratio = values / cut.clamp_min(torch.finfo(values.dtype).tiny)
+    return 1 / (1 + (ratio if width == 1 else ratio ** (1 / width)))
+
+
+def quantiles(values: Tensor, levels: tuple[float, float, float]) -> Tensor:
+    """Of each of b tables (b, ·, ·), at three levels in percent: (b, 3, 1, 1)."""
+    flat = values.flatten(1)
+    flat = flat[:, :: -(-flat.shape[1] // AT_MOST)]
+    at = torch.tensor(levels, dtype=flat.dtype, device=flat.device) / 100
+    return torch.quantile(flat, at, dim=1).mT[..., None, None]

@@ -1,0 +1,153 @@
+"""TALT as it is defined, one equation a line: slow, whole matrices, one tensor at a time. `TALT` gives the same numbers.
+
+G gradient as a matrix, C covariance of one side, Q its basis (all of it: the r kept columns, then any others), M and V
+averages of the rotated gradient and of its square, s response, U update. Primes of the equations are in docs/talt.md.
+"""
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from losslab.optim.eigenspace.options import TALTOptions
+
+RIDGE = 1e-3  # of the mean eigenvalue: directions without any gradient stay where they are
+
+
+class TALTReference:
+    """TALT on tensors of two dimensions or fewer, all of one structure; the settings are those of `TALT`."""
+
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        lr: float,
+        *,
+        betas: tuple[float, float] = (0.95, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        structure: str = "kronecker",
+        options: TALTOptions | None = None,
+    ) -> None:
+        self.options = options or TALTOptions()
+        self.lr, self.eps, self.weight_decay, self.structure = lr, eps, weight_decay, structure
+        self.betas = (betas[0] if self.options.gradient_smoothing else 0.0, betas[1])
+        self.parameters = list(parameters)
+        self.states = [self._new(parameter) for parameter in self.parameters]
+
+    def _new(self, parameter: Tensor) -> SimpleNamespace:
+        m, n = (1, parameter.numel()) if self.structure == "lowrank" else (len(parameter), parameter[0].numel())
+        zero, o = parameter.new_zeros(m, n), self.options
+        limit = 1 if self.structure == "lowrank" else o.max_side
+        ranks = [k if k <= limit else o.rank(k, k * zero.element_size()) for k in (m, n)]
+        still = [self.structure == "diagonal" or (o.one_sided and m != n and k == max(m, n)) for k in (m, n)]
+        ranks = [k if keeps else r for k, r, keeps in zip((m, n), ranks, still, strict=True)]
+        rows = o.rank(m * n, m * n * zero.element_size())
+        state = SimpleNamespace(t=0, M=zero, V=zero.clone(), ranks=ranks, recent=[], rows=rows, peak=0.0, near=False)
+        state.still, state.cuts = still, None
+        state.Q = [torch.eye(k, dtype=zero.dtype) for k in (m, n)]
+        state.C = [zero.new_zeros(k, k if r == k else r) for k, r in zip((m, n), ranks, strict=True)]
+        return state
+
+    def step(self, gradients: Sequence[Tensor]) -> None:
+        """One step of all tensors."""
+        for x, g, state in zip(self.parameters, gradients, self.states, strict=True):
+            update = self._update(g.reshape(state.M.shape), state).reshape(x.shape)
+            x.mul_(1 - self.lr * self.weight_decay).sub_(self.lr * update)
+
+    def _update(self, G: Tensor, S: SimpleNamespace) -> Tensor:
+        o, (b1, b2) = self.options, self.betas
+        before = S.M
+        S.t += 1
+        rotated = S.Q[0].T @ G @ S.Q[1]
+        S.M = b1 * S.M + (1 - b1) * rotated
+        S.V = b2 * S.V + (1 - b2) * (_pooled(rotated**2, S.ranks) if S.t > 1 or all(S.still) else (G**2).mean())
+        M, V = S.M / (1 - b1**S.t), S.V / (1 - b2**S.t)
+        if o.nesterov and o.gradient_smoothing:
+            M = b1 * S.M / (1 - b1 ** (S.t + 1)) + (1 - b1) * rotated / (1 - b1**S.t)
+        s = self._response(V, V, S)
+        if o.clip < float("inf") and S.cuts is not None:
+            middle = self._response(S.cuts[1], V, S)
+            s = s.clamp(middle / o.clip, middle * o.clip)
+        if self.structure == "lowrank" and S.t > 1:
+            s[:, S.ranks[1] :] = s[:, : S.ranks[1]].min()
+        U = S.Q[0] @ (M * s) @ S.Q[1].T
+        self._observe(G, S)
+        changed = (S.M - before).norm() > o.trigger_bound * S.M.norm()
+        if o.shapes and not all(S.still) and (S.t == 1 or S.t % o.interval(S.t) == 0 or (S.t % 5 == 0 and self._triggered(S, bool(changed)))):
+            self._refresh(S)
+        return U if o.match_rms is None else U * o.match_rms / (U**2).mean().sqrt()
+
+    def _response(self, V: Tensor, all_V: Tensor, S: SimpleNamespace) -> Tensor:
+        o, p, w = self.options, self.options.power, self.options.gate_width
+        rms = all_V.mean().sqrt() + self.eps
+        s = (V.sqrt() + self.eps) ** (-2 * p) * rms ** (2 * p - 1) if o.parameter_normalization else torch.ones_like(V)
+        if S.cuts is None:
+            return s
+        low, high = (S.cuts[0], S.cuts[2]) if o.statistical_thresholds else o.thresholds
+        v = o.valley_strength * (o.near_factor if o.selective_amplification and S.near else 1.0)
+        s = s * (1 + v * torch.sigmoid((torch.as_tensor(low).log() - V.log()) / w))
+        return s * (o.damping + (1 - o.damping) * torch.sigmoid((torch.as_tensor(high).log() - V.log()) / w))
+
+    def _observe(self, G: Tensor, S: SimpleNamespace) -> None:
+        a = self.options.covariance_decay
+        S.recent = [*S.recent, G][-S.rows :]
+        S.C = [
+            sum(self._seen(H, S, side) for H in S.recent) / len(S.recent)
+            if not self.options.incremental_covariance
+            else a * S.C[side] + (1 - a) * self._seen(G, S, side)
+            for side in (0, 1)
+        ]
+
+    def _seen(self, G: Tensor, S: SimpleNamespace, side: int) -> Tensor:
+        A, r = (G if side == 0 else G.T), S.ranks[side]
+        return A @ A.T if r == len(A) else A @ (A.T @ S.Q[side][:, :r])
+
+    def _triggered(self, S: SimpleNamespace, changed: bool) -> bool:
+        if self.options.trigger != "off_diagonal":
+            return changed and self.options.trigger == "gradient_change"
+        products = [S.Q[i][:, :r].T @ self._times_basis(S, i) for i, r in enumerate(S.ranks) if not S.still[i]]
+        return any((P - P.diag().diag()).norm() > self.options.trigger_bound * P.norm() for P in products)
+
+    def _times_basis(self, S: SimpleNamespace, side: int) -> Tensor:
+        return S.C[side] @ S.Q[side] if S.ranks[side] == len(S.Q[side]) else S.C[side]
+
+    def _refresh(self, S: SimpleNamespace) -> None:
+        o, first = self.options, S.t == 1
+        orders, T = [], []
+        for i, r in enumerate(S.ranks):
+            if S.still[i]:
+                orders.append(torch.arange(r))
+                T.append(S.Q[i])
+                continue
+            old, A = S.Q[i], self._times_basis(S, i)
+            values = (old[:, :r] * A).sum(0)
+            order = values.argsort(descending=True)
+            mixed = (1 - o.blend) * old[:, :r] * values + o.blend * A if o.transformation_stability else A
+            mixed = mixed + RIDGE * values.mean() * old[:, :r]
+            new = torch.linalg.eigh(S.C[i])[1].flip(1) if first and r == len(old) else _basis(mixed[:, order])
+            S.Q[i] = new
+            orders.append(torch.cat([order, torch.arange(r, len(old))]))
+            T.append(new.T @ old)
+            if r < len(old):  # C Q for the new Q, of what lies along the old one
+                S.C[i] = S.C[i] @ T[i][:r, :r].T
+        S.M = T[0] @ S.M @ T[1].T
+        moved = T[0] ** 2 @ S.V @ (T[1] ** 2).T if o.transformation_stability else S.V[orders[0]][:, orders[1]]
+        S.V = _pooled(moved, S.ranks)
+        V = S.V / (1 - self.betas[1] ** S.t)
+        kept = [slice(r + (r < len(Q))) for r, Q in zip(S.ranks, S.Q, strict=True)]
+        levels = torch.tensor([o.percentiles[0], 50.0, o.percentiles[1]], dtype=V.dtype) / 100
+        S.cuts = torch.quantile(V[kept[0], kept[1]].flatten(), levels)
+        S.peak = max(S.peak, float(V.mean()))
+        S.near = float(V.mean()) < o.near_fraction * S.peak
+
+
+def _pooled(V: Tensor, ranks: Sequence[int]) -> Tensor:
+    """Beyond the first r rows and columns all are alike: their mean."""
+    V = torch.cat([V[: ranks[0]], V[ranks[0] :].mean(0, keepdim=True).expand(len(V) - ranks[0], -1)])
+    return torch.cat([V[:, : ranks[1]], V[:, ranks[1] :].mean(1, keepdim=True).expand(-1, V.shape[1] - ranks[1])], 1)
+
+
+def _basis(A: Tensor) -> Tensor:
+    """An orthogonal matrix whose first columns span what A's first columns span."""
+    return torch.linalg.qr(A, mode="complete").Q
