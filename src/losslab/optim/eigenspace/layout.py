@@ -66,6 +66,7 @@ class Layout:
         found |= {"exp_avg_sq": (self.left.entries, self.right.entries), "cuts": (3, 1, 1), "peak": (1, 1), "near": (1, 1)}
         for name, side in self.sides:
             if not side.still:
+                found["refreshes"] = (3,)  # how many, how many of them early, and the step of the last one
                 found[f"basis_{name}"] = (side.length, side.kept)
                 found[f"covariance_{name}"] = (side.length, side.kept)
         return found | ({"recent": (self.remembered, m, n)} if self.remembered else {})

@@ -98,11 +98,19 @@ def _floor(stack: Stack, eps: float) -> Tensor:
 def _refresh(stack: Stack, before: Tensor | None, beta: float, options: TALTOptions) -> None:
     if stack.step == 1 or stack.step % options.interval(stack.step) == 0:
         refresh(stack.state, stack.layout, stack.step, beta, options)
+        _count(stack.state["refreshes"], stack.step, early=False)
         return
     due = triggered(stack, before, options)
     if not due:
         return
     part = {name: tensor[due] for name, tensor in stack.state.items()}
     refresh(part, stack.layout, stack.step, beta, options)
+    _count(part["refreshes"], stack.step, early=True)
     for name, tensor in part.items():
         stack.state[name][due] = tensor
+
+
+def _count(refreshes: Tensor, step: int, *, early: bool) -> None:
+    refreshes[:, 0] += 1
+    refreshes[:, 1] += early
+    refreshes[:, 2] = step
