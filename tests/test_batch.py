@@ -10,16 +10,19 @@ from typer.testing import CliRunner
 from fake_worker import use_fake_workers
 from losslab import cli
 from losslab.cli import batching
+from losslab.optim import FIXES, TALTOptions
 from losslab.status import StopRequested
 from losslab.studies import batch as batches
 from losslab.studies.batch import rehearsed, run_batch
 from losslab.studies.batch_file import Batch, read_batch
+from losslab.studies.config import apply
 from losslab.studies.config_file import ConfigError
 from losslab.studies.engine.following import RunRow
 from losslab.studies.engine.jobs import EngineOptions, Outcome
 from losslab.studies.lock import locked
 from losslab.studies.record import RunFolder
 from losslab.studies.shipped import find_config, shipped_configs
+from losslab.studies.train import train
 
 SMALL = {"model": {"name": "mlp", "width": 4}, "dataset": {"train_examples": 64}, "training": {"epochs": 1}}
 
@@ -303,6 +306,36 @@ def test_shipped_batches_are_sound(name):
     batch = read_batch(find_config(name, "batch"))
     assert batch.problems == ()
     assert batch.description
+
+
+def test_the_ablation_of_talts_fixes_has_them_all_each_but_one_each_alone_and_none():
+    batch = read_batch(find_config("theoretical_fixes_ablation", "batch"))
+    found: dict[tuple[str, ...], set[int]] = {}
+    for entry in batch.entries:
+        talt = entry.config.optimizer.talt
+        on = tuple(fix for fix in FIXES if getattr(talt, fix))
+        found.setdefault(on, set()).add(entry.config.seed)
+        # Raw gradients need another rate; nothing else differs but the switches.
+        assert entry.config.optimizer.lr == (0.005 if talt.parameter_normalization else 1.0)
+        assert entry.config.name.rpartition("-")[0] == {8: "full", 0: "none"}.get(
+            len(on), f"only_{on[0]}" if len(on) == 1 else f"without_{min({*FIXES} - {*on}, default='')}"
+        )
+        rest = talt.options().with_fixes(())
+        assert rest == TALTOptions(max_side=128, thresholds=(1e-7, 1e-6)).with_fixes(())
+    each = [(fix,) for fix in FIXES]
+    but_one = [tuple(fix for fix in FIXES if fix != left_out) for left_out in FIXES]
+    assert set(found) == {FIXES, *but_one, *each, ()}
+    assert len(found) == 18
+    assert set(map(frozenset, found.values())) == {frozenset(range(5))}
+
+
+def test_an_entry_of_the_ablation_trains(tmp_path):
+    """The one with fixed thresholds, which lie where some of its directions do."""
+    batch = read_batch(find_config("theoretical_fixes_ablation", "batch"))
+    config = by_name(batch)["without_statistical_thresholds-seed0"]
+    final = train(apply(config, {"training.max_steps": 40}), RunFolder.create(tmp_path / "run")).final
+    assert final["status"] == "completed"
+    assert final["test_loss"] < 2.2  # chance is 2.3
 
 
 def test_stopped_and_started_again_it_makes_what_is_missing(tmp_path, monkeypatch):

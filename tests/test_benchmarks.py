@@ -7,6 +7,7 @@ import io
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -340,3 +341,157 @@ def test_landscape_band(load, monkeypatch):
     for name in cases:
         (row,) = [line for line in lines if line.startswith(f"| {name} |")]
         assert float(row.split("|")[-2]) < 1e-3  # both sides move the pivots alike
+
+
+# -- the optimizer study ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_digits(load, monkeypatch):
+    """The first of the digits instead of all."""
+    data = load("optimizer_data")
+    small = data.Data(*((x[:80], y[:80]) for x, y in data.digits(None)))
+    tasks = load("optimizer_tasks").TASKS
+    monkeypatch.setitem(tasks, "digits", replace(tasks["digits"], data=lambda _: small, batch_size=16))
+    return small
+
+
+@pytest.fixture
+def study(load, tmp_path, monkeypatch):
+    """A study in which a run's loss is a formula, c / steps, and the runs that were done."""
+    cache, module, tasks = load("optimizer_cache"), load("optimizer_study"), load("optimizer_tasks")
+    done = []
+
+    def formula(run, data):
+        done.append(run)
+        speed, best = {"momentum": (1, 30.0), "adamw": (2, 1e-3), "talt": (8, 1e-2)}[run.optimizer]
+        off = abs(np.log10(run.settings["lr"] / best))
+        return {"loss": (1 + 0.01 * off) * (1 + 0.01 * (run.seed % 10)) / (speed * run.horizon)}
+
+    monkeypatch.setattr(cache, "train", formula)
+    return module.Study(tasks.TASKS["digits"], cache.Runs(tmp_path, None), module.Protocol(seeds=5)), done
+
+
+def test_horizons_find_the_ratio_of_speeds(study):
+    made, done = study
+    target, best = made.target()
+    assert best == "adamw"
+    arrivals = {name: made.arrivals(name, target) for name in ("momentum", "adamw", "talt")}
+    assert arrivals["adamw"][2] == pytest.approx(200)  # the median seed's own loss at T is the target
+    assert (np.diff(arrivals["adamw"]) > 0).all()  # later seeds are slower, by one in a hundred
+    assert np.allclose(arrivals["talt"] / arrivals["adamw"], 1 / 4, rtol=0.05)  # but for interpolation by the logarithm
+    assert np.allclose(arrivals["momentum"][:2], 400, rtol=0.05)
+    assert np.isinf(arrivals["momentum"][2:]).all()  # 2T is the longest
+    count = len(done)
+    assert (made.arrivals("talt", target) == arrivals["talt"]).all()
+    assert len(done) == count  # from the cache
+    assert np.isinf(made.arrivals("adamw", target / 10)).all()
+    assert (made.arrivals("talt", 10 * target) == made.protocol.horizon(made.task, -6)).all()
+
+
+def test_tuning_goes_on_where_the_best_is_at_an_edge(study):
+    made, done = study
+    inside, outside = made.tuned("adamw"), made.tuned("momentum")
+    assert len(inside.trials) == 16
+    assert inside.settings["lr"] == pytest.approx(1e-3, rel=0.4)
+    assert inside.loss == pytest.approx(1.01 / 400, rel=0.01)  # the mean of seeds 0, 1, 2
+    assert len(outside.trials) == 16 + 2 * 4
+    assert (outside.low, outside.high) == (1e-3, 100.0)
+    assert 10 < outside.settings["lr"] < 100
+    assert sum(run.optimizer == "adamw" for run in done) == 16 + 3 * 2
+    quarters = [int(4 * np.log10(settings["lr"] / 3e-5) / 3) for settings, _ in inside.trials]
+    assert sorted(quarters) == sorted(4 * [0, 1, 2, 3])
+
+
+def test_nothing_is_started_for_a_report(study, load, tmp_path):
+    made, done = study
+    cache = load("optimizer_cache")
+    reading = replace(made, runs=cache.Runs(tmp_path, None, start=False))
+    with pytest.raises(cache.Missing, match="16 of 16 runs of adamw at 200 steps"):
+        reading.tuned("adamw")
+    assert not done
+    assert made.tuned("adamw") == reading.tuned("adamw")  # what is there is read
+
+
+@pytest.mark.parametrize(
+    ("interval", "said"),
+    [
+        ((0.3, 0.2, 0.45), "at least 2.2× faster"),
+        ((0.95, 0.93, 0.97), "faster"),
+        ((0.9, 0.8, 1.1), "no significant difference"),
+        ((2.0, 1.5, 3.0), "slower"),
+        ((np.inf, 1.2, np.inf), "slower"),
+        ((np.nan, 0.0, np.inf), "no significant difference"),
+    ],
+)
+def test_no_claim_is_more_than_its_interval(load, interval, said):
+    module = load("optimizer_study")
+    assert module.claim(module.Estimate(*interval)) == said
+
+
+def test_a_run_is_its_seed(load, small_digits):
+    runs = load("optimizer_runs")
+    made = [runs.train(runs.Run("digits", "talt", {"lr": 0.01}, seed, 3), small_digits) for seed in (0, 0, 1, 100)]
+    assert made[0]["loss"] == made[1]["loss"] != made[2]["loss"]
+    assert ["test_loss" in record for record in made] == [False, False, False, True]
+    assert made[0]["steps"] == 3
+    lost = runs.train(runs.Run("digits", "momentum", {"lr": 1e20}, 0, 9), small_digits)
+    assert (lost["diverged"], lost["loss"]) == (True, np.inf)
+    assert lost["steps"] < 9
+
+
+def test_every_optimizer_of_the_study_trains(load, small_digits):
+    pytest.importorskip("pytorch_optimizer")
+    runs, module = load("optimizer_runs"), load("optimizer_study")
+    for name in module.OPTIMIZERS:
+        (settings,) = module.draw(module.space_of(name), 1, seed=0)
+        record = runs.train(runs.Run("digits", name, settings, 0, 2), small_digits)
+        assert np.isfinite(record["loss"]), name
+        assert record["state_numbers"] >= record["parameters"] * (0.9 if name != "shampoo" else 0)
+
+
+def test_a_key_is_all_that_decides(load, monkeypatch):
+    runs = load("optimizer_runs")
+    base = {"task": "digits", "optimizer": "talt", "settings": {"lr": 0.1}, "seed": 0, "horizon": 5}
+    changes = [{}, {"settings": {"lr": 0.2}}, {"seed": 1}, {"horizon": 6}, {"batch_size": 8}, {"scale": 2.0}]
+    keys = [runs.Run(**{**base, **change}).key for change in changes]
+    monkeypatch.setattr(runs, "TALT_VERSION", "another")
+    keys += [runs.Run(**base).key, runs.Run(**{**base, "optimizer": "adamw"}).key]
+    assert len(set(keys)) == len(keys)
+
+
+def test_every_task_makes_a_network_that_its_optimizers_take(load):
+    tasks, runs = load("optimizer_tasks"), load("optimizer_runs")
+    shapes = {"digits": (1, 8, 8), "autoencoder": (196,), "sst2": (24,), "characters": (64,)}
+    for name, task in tasks.TASKS.items():
+        shape = (2, *shapes.get(name, (3, 16, 16)))
+        text = name in ("sst2", "characters")
+        x = torch.randint(1, 90, shape) if text else torch.rand(shape)
+        model = task.model()
+        y = torch.zeros(2, dtype=torch.long) if task.classes and name != "characters" else x
+        task.loss(model(x), y).backward()
+        optimizer = runs.make_optimizer("talt", {"lr": 0.1}, model)
+        assert [group["structure"] for group in optimizer.param_groups] == ["auto", "diagonal"], name
+        optimizer.step()
+    split = runs.make_optimizer("talt", {"lr": 0.1, "structures": {"Conv2d": "polar"}, "exclude": []}, model)
+    axes = {group["structure"]: {p.ndim for p in group["params"]} for group in split.param_groups}
+    assert axes == {"auto": {2}, "diagonal": {1}, "polar": {4}}
+
+
+def test_optimizers(printed, load, tmp_path, monkeypatch, small_digits):
+    ablation = load("optimizer_ablation")
+    monkeypatch.setattr(ablation, "BATCHES", (8,))
+    monkeypatch.setattr(ablation, "FARTHEST", 1)
+    monkeypatch.setattr(ablation, "SCALES", (1.0,))
+    monkeypatch.setattr(ablation, "STRIDES", range(2))
+    file = tmp_path / "results" / "page.md"
+    stages = ["tune", "final", "horizons", "time", "rival", "report", "ablation", "sensitivity"]
+    small = ["--trials=2", "--seeds=2", "--length=0.02", "--rounds=1", f"--cache={tmp_path}", f"--output={file}"]
+    several = ["--optimizers", "momentum", "adamw", "talt", "--variants", "default", "v1", "--tasks", "digits", "sst2"]
+    text = printed("optimizers", *small, *several, "--stages", *stages)
+    assert "Missing" not in text
+    assert "Not run: sst2, no SST-2/train.tsv and no SST-2/dev.tsv in --data None." in text
+    assert len(row(file.read_text(), "talt |")) == len(load("optimizer_report").HEAD)
+    assert row(text, "default |")[3] == "+0 [+0, +0]"
+    assert len(file.with_name("page_trials.csv").read_text().splitlines()) > 6
+    assert "First weights × 1:" in file.with_name("page_sensitivity.md").read_text()

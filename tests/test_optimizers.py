@@ -11,21 +11,24 @@ from lightning_fabric import Fabric
 from torch import nn
 
 import optimizer_twins as twins
+from losslab.optim import FIXES, TALT, TALTOptions
+from losslab.optim.groups import hidden_matrices
 from losslab.status import StopRequested
-from losslab.studies import muon as muon_module
 from losslab.studies import optimizers
-from losslab.studies.config import apply, make_config
+from losslab.studies.config import apply, from_assignments, make_config
 from losslab.studies.optimizer_rows import BASES, ROWS, row_of
 from losslab.studies.optimizers import OPTIMIZERS, build_optimizer, evaluating, keeps_an_average, second_gradient
 from losslab.studies.packing import pack, unpack
 from losslab.studies.record import RunFolder
 from losslab.studies.runs import load_run
 from losslab.studies.sections import OptimizerConfig
+from losslab.studies.talt_section import TALTConfig
 from losslab.studies.train import train
 
 COUPLED = {"sgd", "momentum", "nesterov", "adam", "shampoo", "sam on sgd", "schedule_free on sgd"}
 TWO_GRADIENTS = {"sam on sgd", "sam on adamw"}
 AVERAGED = {"schedule_free on sgd", "schedule_free on adamw"}
+ROUNDING_ERRORS = ("narrow.bias", "wide.bias")  # are the gradients of these, before a batch normalisation
 
 every_row = pytest.mark.parametrize("row", ROWS)
 
@@ -206,7 +209,7 @@ def test_rows_of_torch_have_their_settings(values, kind, settings, model):
 
 
 def test_hidden_matrices_are_muons_and_the_rest_is_adamws(model):
-    assert [id(p) for p in muon_module.hidden_matrices(model)] == [
+    assert [id(p) for p in hidden_matrices(model)] == [
         id(layer.weight) for layer in (model.narrow, model.wide, model.hidden)
     ]
     muon, adamw = build_optimizer(configured("muon"), model).param_groups
@@ -218,7 +221,7 @@ def test_hidden_matrices_are_muons_and_the_rest_is_adamws(model):
 def test_tied_embeddings_stay_adamws():
     net = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 4), nn.Linear(4, 7, bias=False))
     net[2].weight = net[0].weight
-    assert [id(p) for p in muon_module.hidden_matrices(net)] == [id(net[1].weight)]
+    assert [id(p) for p in hidden_matrices(net)] == [id(net[1].weight)]
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -263,6 +266,69 @@ def test_muon_needs_hidden_weights(monkeypatch, model):
     monkeypatch.delattr(torch.optim, "Muon")
     with pytest.raises(ValueError, match=r"^optimizer.name: muon: expected torch >= 2.9, got .*; pip install -U torch"):
         build_optimizer(configured("muon"), model)
+
+
+# TALT.
+
+
+def test_talt_has_all_its_settings(model):
+    """Hidden weights have the structure that is asked for, the rest is diagonal; options are TALT's own."""
+    usual = build_optimizer(configured("talt"), model)
+    assert type(usual) is TALT
+    assert {key: usual.param_groups[0][key] for key in ("lr", "betas", "structure")} == {
+        "lr": 3e-3, "betas": (0.95, 0.95), "structure": "auto",
+    }  # fmt: skip
+    assert all(usual.defaults[key] == value for key, value in vars(TALTOptions()).items())
+    given = {"structure": "lowrank", "adaptive_memory": False, "clip": 3, "thresholds": [0.1, 0.2], "base_memory": 4}
+    optimizer = build_optimizer(configured("talt", lr=0.1, weight_decay=0.2, betas=(0.8, 0.7), talt=given), model)
+    hidden, rest = optimizer.param_groups
+    assert [id(p) for p in hidden["params"]] == [id(p) for p in hidden_matrices(model)]
+    assert (hidden["structure"], rest["structure"]) == ("lowrank", "diagonal")
+    for group in (hidden, rest):
+        assert (group["lr"], group["weight_decay"], group["betas"]) == (0.1, 0.2, (0.8, 0.7))
+        assert [group[fix] for fix in FIXES] == [False, *[True] * 7]
+        assert (group["clip"], group["thresholds"], group["base_memory"]) == (3, (0.1, 0.2), 4)
+
+
+def test_talt_without_eigenspaces_is_adamw(model):
+    other = Small()
+    other.load_state_dict(model.state_dict())
+    talt = {"structure": "diagonal", "nesterov": False}
+    ours = build_optimizer(configured("talt", lr=0.02, betas=(0.8, 0.9), weight_decay=0.1, talt=talt), model)
+    losses(model, ours, 5)
+    losses(other, build_optimizer(configured("adamw", lr=0.02, betas=(0.8, 0.9), weight_decay=0.1), other), 5)
+    for (name, p), wanted in zip(model.named_parameters(), other.parameters(), strict=True):
+        if name not in ROUNDING_ERRORS:
+            torch.testing.assert_close(p, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_section_has_every_option_of_talt_under_its_name_and_with_its_default():
+    options = TALTConfig().options()
+    assert options == TALTOptions()
+    # The framework has no loss for the probe, which is asked on request only.
+    assert set(TALTConfig.model_fields) - {"structure"} == set(vars(options)) - {"probe_interval"}
+    changed = {
+        "clip": 2.0,
+        "thresholds": [0.5, None],
+        "match_rms": 0.2,
+        "percentiles": [1, 99],
+        "trigger": "off_diagonal",
+    }
+    section = make_config({"optimizer": {"name": "talt", "talt": changed}}).optimizer.talt
+    assert section.options() == TALTOptions(
+        clip=2.0, thresholds=(0.5, float("inf")), match_rms=0.2, percentiles=(1.0, 99.0), trigger="off_diagonal"
+    )
+
+
+def test_one_fix_is_switched_by_its_name_and_the_run_holds_all(tmp_path):
+    given = ["optimizer.name=talt", "optimizer.talt.adaptive_memory=false", "optimizer.talt.clip=4"]
+    few = ["model.name=mlp", "model.width=4", "training.max_steps=3", "dataset.train_examples=64"]
+    config = from_assignments([*given, *few])
+    run = train(config, RunFolder.create(tmp_path / "run"))
+    held = run.config["optimizer"]["talt"]
+    assert held == {**TALTConfig().model_dump(mode="json"), "adaptive_memory": False, "clip": 4}
+    assert make_config(run.config) == config
+    assert run.final is not None
 
 
 # What every row promises.
@@ -317,7 +383,7 @@ def test_every_parameter_moves(row, model):
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(before)
     losses(model, optimizer, 3)
     moved = {name: not torch.equal(p, old) for (name, p), old in zip(model.named_parameters(), before, strict=True)}
-    for name in ("narrow.bias", "wide.bias"):  # before a batch normalisation, with rounding errors for a gradient
+    for name in ROUNDING_ERRORS:
         moved.pop(name)
     assert all(moved.values()), moved
 
@@ -449,9 +515,13 @@ def test_schedule_free_evaluates_through_fabric():
     assert torch.equal(net.weight, trained)
 
 
-def test_a_stopped_schedule_free_run_goes_on_bit_for_bit(tmp_path):
-    """Checkpoints hold the average, which is judged, and the weights where gradients are taken."""
-    optimizer = {"name": "schedule_free"}
+@pytest.mark.parametrize("name", ["schedule_free", "talt"])
+def test_a_stopped_run_goes_on_bit_for_bit(name, tmp_path):
+    """Schedule-free: checkpoints hold the average, which is judged, and the weights where gradients are taken.
+
+    TALT: they hold its bases, and infinite thresholds.
+    """
+    optimizer = {"name": name}
     training = {"epochs": 9, "max_steps": 14, "eval_every": 4, "device": "cpu", "checkpoints": {"every": 3}}
     model = {"name": "mlp", "width": 8}
     config = make_config({"optimizer": optimizer, "training": training, "model": model, "dataset": {"batch_size": 32}})
@@ -500,6 +570,13 @@ def test_a_stopped_schedule_free_run_goes_on_bit_for_bit(tmp_path):
         ({"name": "sam", "rho": -1}, "optimizer.rho: expected a number >= 0, got -1"),
         ({"name": "sam", "base": "lion"}, "optimizer.base: expected one of 'sgd', 'adamw', got 'lion'"),
         ({"name": "muon", "lr": 0}, "optimizer.lr: expected a number > 0, got 0"),
+        ({"name": "talt", "momentum": 0.9}, "optimizer: 'momentum' does nothing in talt: remove it"),
+        ({"name": "adamw", "talt": {}}, "optimizer: 'talt' does nothing in adamw: remove it"),
+        ({"name": "talt", "talt": {"powr": 0}}, "optimizer.talt.powr: unknown key, did you mean 'power'?"),
+        ({"name": "talt", "talt": {"nesterov": 1}}, "optimizer.talt.nesterov: expected true or false, got 1"),
+        ({"name": "talt", "talt": {"power": 2}}, "optimizer.talt: power: expected 0 to 1, got 2.0"),
+        ({"name": "talt", "talt": {"clip": 0.5}}, "optimizer.talt: clip: expected a number >= 1, got 0.5"),
+        ({"name": "talt", "talt": 3}, "optimizer.talt: expected a mapping, got 3"),
         ({"name": ["sgd"]}, None),
         ({"name": "sam", "base": 3}, "optimizer.base: expected one of 'sgd', 'adamw', got 3"),
     ],
@@ -516,7 +593,9 @@ def test_defaults_of_the_row_are_written_and_read_again():
     for row in ROWS:
         config = make_config({"optimizer": configured(row).model_dump(mode="json")})
         assert config.optimizer == configured(row)
+        assert (config.optimizer.talt is not None) == (row == "talt")
         assert {key: getattr(config.optimizer, key) for key in ROWS[row]} == ROWS[row]
+    assert make_config({"optimizer": {"name": "talt", "talt": None}}).optimizer == configured("talt")
     assert make_config({"optimizer": {"name": "lion"}}).model_dump(mode="json")["optimizer"]["betas"] == [0.9, 0.99]
 
 

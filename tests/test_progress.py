@@ -166,9 +166,10 @@ def test_flags_change_what_a_configuration_says(tmp_path):
     ("arguments", "says"),
     [
         ([], "expected a configuration's name or file"),
-        (["--enhanced-config"], "not in this version yet"),
-        (["sgd", "--monitor-theoretical-fixes"], "not in this version yet"),
-        (["--optimizer", "improved-talt"], "not in this version yet"),
+        (["--enhanced-config"], "'talt' does nothing in sgd"),
+        (["--include-theoretical-fixes", "--optimizer", "talt"], "add --tune-hyperparams, or leave it out"),
+        (["--include-theoretical-fixes", "--tune-hyperparams", "--optimizer", "adamw"], "expected optimizer talt"),
+        (["sgd", "--monitor-theoretical-fixes"], "training.monitor_talt: expected the optimizer talt, got sgd"),
         (["--optimizer", "adamm"], "did you mean 'adam'"),
         (["--architecture", "simplecn", "--epochs", "1"], "did you mean 'simple_cnn'"),
         (["sgd", "--momentun", "0.9"], "did you mean 'momentum'"),

@@ -73,6 +73,10 @@ CASES = {
         },
     },
     "target": {"training": {"eval_every": 2, "target": {"value": 0.6}, "checkpoints": {"every": 1}}},
+    "talt, watched": {
+        "optimizer": {"name": "talt", "lr": 0.02},
+        "training": {"monitor_talt": 4, "checkpoints": {"every": 3}},
+    },
     "bfloat16": {"training": {"precision": "bf16-mixed", "checkpoints": {"every": 2}}},
 }  # fmt: skip
 
@@ -85,6 +89,13 @@ def test_killed_anywhere_and_resumed_is_bit_identical(tmp_path, case):
     kills = random.Random(case).sample(range(1, last), min(4, last - 1))
     folder = RunFolder(tmp_path / "killed")
     assert outcome(killed_and_resumed(config, folder, sorted(kills))) == whole
+
+
+def test_a_watched_run_has_talts_rows(tmp_path):
+    config = configure(**CASES["talt, watched"])
+    rows = [row for row in train(config, RunFolder.create(tmp_path / "run")).metrics() if row["kind"] == "talt"]
+    assert [row["step"] for row in rows] == [4, 8, 12, 16]
+    assert all(row["tensors"] for row in rows)
 
 
 def test_stopped_run_has_no_end_and_goes_on_from_that_step(tmp_path):

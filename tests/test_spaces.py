@@ -10,7 +10,7 @@ import yaml
 from losslab.studies.config import apply, make_config
 from losslab.studies.config_file import ConfigError
 from losslab.studies.optimizer_rows import ROWS, defaults
-from losslab.studies.spaces import SPACES, Choice, Range, make_space, plain
+from losslab.studies.spaces import SPACES, TALT_FIXES, Choice, Range, make_space, plain, space_of
 
 
 def test_every_optimizer_has_a_space():
@@ -34,6 +34,21 @@ def test_spaces_are_taken_by_the_configuration_and_hold_its_defaults(name):
     rate = space["optimizer.lr"]
     assert rate.log
     assert math.log10(rate.high / rate.low) == pytest.approx(3)
+
+
+def test_talts_fixes_are_searched_on_request_and_no_other_optimizers():
+    assert space_of("talt") == SPACES["talt"]
+    wide = space_of("talt", with_fixes=True)
+    assert wide == {**SPACES["talt"], **TALT_FIXES}
+    assert len(TALT_FIXES) == 8
+    base = make_config({"optimizer": {"name": "talt"}})
+    for key, entry in TALT_FIXES.items():
+        section, _, fix = key.rpartition(".")
+        assert (section, entry) == ("optimizer.talt", Choice((True, False)))
+        for on in entry.values:
+            assert getattr(apply(base, {key: on}).optimizer.talt, fix) is on
+    with pytest.raises(ConfigError, match=r"^--include-theoretical-fixes: expected optimizer talt, .*, got adamw; "):
+        space_of("adamw", with_fixes=True)
 
 
 def test_yaml_makes_a_space_and_back():

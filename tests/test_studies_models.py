@@ -76,8 +76,9 @@ def test_wrong_names_and_shapes_are_refused():
         ValueError, match=r"simple_cnn takes \(channels, height, width\), got \(64,\); use mlp"
     ):
         build_model(ModelConfig(), (64,), 10)
-    with pytest.raises(ValueError, match=r"model.batch_norm: mlp has none"):
-        build_model(ModelConfig(name="mlp", batch_norm=True), (64,), 10)
+    for name in ("mlp", "vit_tiny", "bert_base", "bert_tiny"):
+        with pytest.raises(ValueError, match=rf"^model.batch_norm: {name} has none, expected false, got true$"):
+            build_model(ModelConfig(name=name, batch_norm=True), (64,), 10)
 
 
 def test_reference_networks_differ_in_their_connections_only():

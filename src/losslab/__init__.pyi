@@ -51,3 +51,5 @@ from .solvers.log_density import log_density as log_density
 from .solvers.power import power_iteration as power_iteration
 from .solvers.trace import trace as trace
 from .status import Status as Status
+from .studies.attention import attention_maps as attention_maps
+from .studies.feature_maps import feature_maps as feature_maps

@@ -20,6 +20,7 @@ from losslab.studies.solution import find_solution
 # How typer is told to leave the settings of a probe, which only the probe knows, to `probe`.
 TAKES_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
+
 def probe(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="Which probe; see `losslab list`.")],

@@ -12,21 +12,21 @@ from losslab.cli.live import LiveTraining
 from losslab.cli.terminal import Changes, Quiet, Stoppable, console, progress_bar, stop_key
 from losslab.ranks import Ranks
 from losslab.status import Status
-from losslab.studies.aliases import FLAGS, flag_assignments, refuse_unknown
+from losslab.studies.aliases import FLAGS, SWITCHES, flag_assignments, refuse_unknown
 from losslab.studies.config import from_assignments, load_config, make_config
 from losslab.studies.config_file import ConfigError
 from losslab.studies.lock import locked
 from losslab.studies.record import RunFolder, Sink
 from losslab.studies.sections import RunConfig
 from losslab.studies.shipped import find_config
-from losslab.studies.spaces import SPACES
+from losslab.studies.spaces import Space, space_of
 from losslab.studies.tensorboard import FOLDER, TensorBoard
 from losslab.studies.train import train as run_training
 from losslab.studies.tune import TuneOptions, tune
 
 
 def train(
-    context: typer.Context,  # holds all flags by their names in `FLAGS`, and what is none
+    context: typer.Context,  # holds all flags by their names in `FLAGS` and `SWITCHES`, and what is none
     config: Annotated[
         str | None, typer.Argument(help="A YAML or JSON file, or the name of a shipped configuration.")
     ] = None,
@@ -34,7 +34,7 @@ def train(
     name: Annotated[str | None, typer.Option(help="The run's name.")] = None,
     architecture: Annotated[str | None, typer.Option(help="A model of `losslab list`.")] = None,
     dataset: Annotated[str | None, typer.Option(help="A data set of `losslab list`.")] = None,
-    optimizer: Annotated[str | None, typer.Option(help="sgd, adam, adamw, …; see `losslab list`.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd, adam, adamw, talt, …; see `losslab list`.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples in a step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
@@ -44,11 +44,22 @@ def train(
     mixed_precision: Annotated[
         bool | None, typer.Option("--mixed-precision", help="bfloat16 inside operations; see docs/coming-from.md.")
     ] = None,
+    use_all_theoretical_fixes: Annotated[
+        bool | None, typer.Option("--use-all-theoretical-fixes", help="TALT with all eight fixes.")
+    ] = None,
+    enhanced_config: Annotated[bool | None, typer.Option("--enhanced-config", help="The same.")] = None,
+    monitor_theoretical_fixes: Annotated[
+        bool | None,
+        typer.Option("--monitor-theoretical-fixes", help="TALT's diagnostics, on TensorBoard's pages too."),
+    ] = None,
     tune_hyperparams: Annotated[
         bool,
         typer.Option("--tune-hyperparams", help="Search its settings first; the folder then holds tuning/ and best/."),
     ] = False,
     n_trials: Annotated[int, typer.Option(min=1, help="Of that search; see `losslab tune`.")] = 20,
+    include_theoretical_fixes: Annotated[
+        bool, typer.Option("--include-theoretical-fixes", help="Search TALT's eight fixes too, each on or off.")
+    ] = False,
     changes: Changes = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", "--output-dir", help="Run folder; default runs/<name>.")
@@ -67,16 +78,19 @@ def train(
     the run after the present step, and --resume goes on with it.
     """
     refuse_unknown(config_file, filter(None, (config, *context.args)))
-    given = [*flag_assignments({flag: context.params[flag] for flag in FLAGS}), *(changes or ())]
+    given = [*flag_assignments({flag: context.params[flag] for flag in (*FLAGS, *SWITCHES)}), *(changes or ())]
     settings = _settings(config or config_file, given, output if resume else None)
     path = output or Path("runs") / settings.name
+    if include_theoretical_fixes and not tune_hyperparams:
+        raise ConfigError("--include-theoretical-fixes: it widens a search; add --tune-hyperparams, or leave it out")
     if tune_hyperparams:
-        settings = _tuned(settings, path / "tuning", n_trials, quiet)
+        space = space_of(settings.optimizer.name, with_fixes=include_theoretical_fixes)
+        settings = _tuned(settings, path / "tuning", space, n_trials, quiet)
         path = path / "best"
     with Ranks.joined() as ranks, progress_bar(quiet or ranks.rank > 0) as bar:
         live = LiveTraining(bar, batch_size=settings.dataset.batch_size, epochs=settings.training.epochs)
         sinks: list[Sink] = [live]
-        if board or histograms or (resume and (path / FOLDER).is_dir()):
+        if board or histograms or monitor_theoretical_fixes or (resume and (path / FOLDER).is_dir()):
             sinks.append(TensorBoard(path / FOLDER, settings.model_dump(mode="json"), with_histograms=histograms))
         folder = RunFolder(path)
         if ranks.rank == 0 and not (resume and folder.is_run()):
@@ -88,9 +102,9 @@ def train(
         _tell(folder, tick)
 
 
-def _tuned(settings: RunConfig, folder: Path, trials: int, quiet: bool) -> RunConfig:
-    """The best of so many trials in the optimizer's own space; a study that was stopped goes on."""
-    options = TuneOptions(space=SPACES[settings.optimizer.name], trials=trials)
+def _tuned(settings: RunConfig, folder: Path, space: Space, trials: int, quiet: bool) -> RunConfig:
+    """The best of so many trials; a study that was stopped goes on."""
+    options = TuneOptions(space=space, trials=trials)
     with progress_bar(quiet) as bar, stop_key(bar, unit="step") as tick:
         found = tune(settings, folder, options, progress=tick)
     if found.status is not Status.complete:

@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from losslab.probes.base import Probe, ProbeResult
-from losslab.report import contents, page, table
+from losslab.report import contents, page, table, talt_page
+from losslab.report.talt_rows import is_watched
 from losslab.status import StopRequested
 
 console = Console()
@@ -117,6 +118,8 @@ def finish(folder: Path) -> None:
     path = page.build(folder)
     _summary(folder)
     console.print(f"report: {path}", soft_wrap=True)
+    if is_watched(folder):
+        console.print(f"TALT's diagnostics: {talt_page.build(folder)}", soft_wrap=True)
 
 
 def _summary(folder: Path) -> None:

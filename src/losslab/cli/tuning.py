@@ -14,7 +14,7 @@ from losslab.status import Status
 from losslab.studies.config import load_config
 from losslab.studies.config_file import ConfigError, assign, read_mapping
 from losslab.studies.shipped import find_config
-from losslab.studies.spaces import SPACES, Space, make_space
+from losslab.studies.spaces import Space, make_space, space_of
 from losslab.studies.tune import TuneOptions
 from losslab.studies.tune import tune as run_tuning
 from losslab.studies.tuning.result import Tuned
@@ -30,6 +30,9 @@ def tune(
         list[str] | None,
         typer.Option("--set-space", help="a.b=LOW:HIGH, a.b=LOW:HIGH:log or a.b=X,Y,Z. May be repeated."),
     ] = None,
+    include_theoretical_fixes: Annotated[
+        bool, typer.Option("--include-theoretical-fixes", help="TALT's eight fixes too, each on or off.")
+    ] = False,
     metric: Annotated[
         str, typer.Option("--metric", help="validation_loss or validation_accuracy.")
     ] = "validation_loss",
@@ -48,7 +51,7 @@ def tune(
     """
     base = load_config(find_config(config), changes or ())
     options = TuneOptions(
-        space=searched(base.optimizer.name, space, ranges or ()),
+        space=searched(base.optimizer.name, space, ranges or (), with_fixes=include_theoretical_fixes),
         trials=trials,
         seed=seed,
         metric=metric,
@@ -65,11 +68,11 @@ def tune(
     console.print(f"train it: losslab train {folder / 'best.yaml'}", soft_wrap=True)
 
 
-def searched(optimizer: str, file: Path | None, ranges: Iterable[str]) -> Space:
+def searched(optimizer: str, file: Path | None, ranges: Iterable[str], *, with_fixes: bool = False) -> Space:
     """What may vary: of the file, with the ranges given in its place or beside it; or else the optimizer's own.
 
     Raises:
-        ConfigError: For a range that is none.
+        ConfigError: For a range that is none, or TALT's fixes beside a space that is given.
     """
     values: dict[str, Any] = dict(read_mapping(file)) if file is not None else {}
     for text in ranges:
@@ -78,7 +81,9 @@ def searched(optimizer: str, file: Path | None, ranges: Iterable[str]) -> Space:
             raise ConfigError(f"--set-space {text}: expected KEY=LOW:HIGH, such as optimizer.lr=1e-4:1e-1:log")
         values[key.strip()] = _entry(text, entry)
     if not values:
-        return dict(SPACES[optimizer])
+        return space_of(optimizer, with_fixes=with_fixes)
+    if with_fixes:
+        raise ConfigError("--include-theoretical-fixes: it adds to TALT's own space; name the fixes in yours instead")
     return make_space(values, source="space")
 
 

@@ -55,9 +55,7 @@ class Linearized:
         """Jᵀu in the parameters' shapes (None: zero), for u in the shape of the outputs."""
         if not self._used:
             return [None] * len(self._leaves)
-        return torch.autograd.grad(
-            self.outputs, self._leaves, grad_outputs=dual, retain_graph=True, allow_unused=True
-        )
+        return torch.autograd.grad(self.outputs, self._leaves, grad_outputs=dual, retain_graph=True, allow_unused=True)
 
     def num_bytes(self) -> int:
         """What the graphs keep alive beside the parameters."""

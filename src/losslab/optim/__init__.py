@@ -1,6 +1,9 @@
-"""Training by the geometry: TALT, which works in the eigenspace of the gradient's covariance."""
+"""Training by the geometry: TALT, which works in the eigenspace of the gradient's covariance.
 
-from losslab.optim.eigenspace.options import FIXES, TALTOptions
-from losslab.optim.talt import TALT
+The names live in the modules that `__init__.pyi` points to and are imported on first use: TALT's options, which
+configurations hold, need no torch.
+"""
 
-__all__ = ["FIXES", "TALT", "TALTOptions"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

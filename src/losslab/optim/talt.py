@@ -7,18 +7,20 @@ that falls with λ. `talt_reference` has it in equations, docs/talt.md in words 
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-from losslab.optim.eigenspace.layout import Layout, layout, new_state
-from losslab.optim.eigenspace.options import STRUCTURES, TALTOptions, of_group, plain
-from losslab.optim.eigenspace.stack import Stack
+from losslab.optim.diagnostics.recorder import TALTDiagnostics
+from losslab.optim.eigenspace.gradients import largest, matrices, moved
+from losslab.optim.eigenspace.options import STRUCTURES, TALTOptions, nearest, of_group, plain
+from losslab.optim.eigenspace.plans import Plans, layout_of
 from losslab.optim.eigenspace.update import update
+from losslab.optim.probe import step_curvature
 
 
 class TALT(Optimizer):
@@ -38,6 +40,8 @@ class TALT(Optimizer):
             few directions of the flat gradient; "polar" no covariance at all, its update is Muon's.
         options: The eight fixes, and their numbers.
         maximize: Whether to go uphill.
+        probe: Computes a batch's loss; every `probe_interval` steps one Hessian product along the way then has a say in
+            fix 7: near a minimum the loss curves up there. A covariance cannot tell a minimum from a saddle.
 
     Cost: for a matrix m×n, 6mn(m + n) operations a step and, each time the bases are renewed, about 6(m³ + n³);
     numbers of state 2mn + 2m² + 2n² (`state_numbers`).
@@ -46,19 +50,19 @@ class TALT(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float = 3e-3,
+        lr: float = 5e-3,
         *,
-        betas: tuple[float, float] = (0.95, 0.95),
+        betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         structure: str = "auto",
         options: TALTOptions | None = None,
         maximize: bool = False,
+        probe: Callable[[], Tensor] | None = None,
     ) -> None:
         own = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "structure": structure}
-        self._where: dict[Tensor, Stack] = {}
+        self._plans, self.probe = Plans(), probe
         super().__init__(params, {**own, "maximize": maximize, "skipped": 0, **plain(options or TALTOptions())})
-        self._remember_precision()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, with settings of their own or the defaults.
@@ -68,7 +72,8 @@ class TALT(Optimizer):
         """
         unknown = set(param_group) - {"params", "param_names", "initial_lr"} - set(self.defaults)
         if unknown:
-            raise ValueError(f"{min(unknown)}: TALT has no such setting; expected one of {', '.join(self.defaults)}")
+            name, known = min(unknown), ", ".join(self.defaults)
+            raise ValueError(f"{name}: TALT has no such setting; expected one of {known}{nearest(name, self.defaults)}")
         _check({**self.defaults, **param_group})
         super().add_param_group(param_group)
         for parameter in self.param_groups[-1]["params"]:
@@ -84,10 +89,10 @@ class TALT(Optimizer):
     def state_numbers(self) -> int:
         """How many numbers the state of all parameters takes; none of them need be there yet."""
         return sum(
-            self._layout(parameter, group).numbers
+            layout_of(parameter, group, of_group(group)).numbers
             for group in self.param_groups
             for parameter in group["params"]
-            if parameter.requires_grad
+            if parameter.requires_grad and parameter.numel()
         )
 
     @torch.no_grad()
@@ -101,132 +106,104 @@ class TALT(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        present = [
-            (group, [parameter for parameter in group["params"] if _has_gradient(parameter)])
-            for group in self.param_groups
-        ]
-        norms = _norms([parameter.grad for _, moved in present for parameter in moved])
-        if not all(map(math.isfinite, norms)):
-            for group in self.param_groups:
-                group["skipped"] += 1
-            return loss
-        length = iter(norms)
-        for group, moved in present:
-            self._step_group(group, moved, {parameter: next(length) for parameter in moved})
+        for group, updates in self.updates():
+            parameters, steps = (list(values) for values in zip(*updates, strict=True))
+            if group["weight_decay"]:
+                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(parameters, steps, alpha=-group["lr"])
         return loss
 
-    def _step_group(self, group: dict[str, Any], moved: list[Tensor], norms: dict[Tensor, float]) -> None:
-        options = of_group(group)
-        updates = []
-        for members, stack in self._stacks(group, moved, options):
-            shape = (stack.layout.left.length, stack.layout.right.length)
-            dtype = stack.state["exp_avg"].dtype
-            G = torch.stack([parameter.grad.reshape(shape).to(dtype) for parameter in members])  # type: ignore[union-attr]
-            if group["maximize"]:
-                G = -G
-            U = update(stack, stack.in_units(G, [norms[p] for p in members]), group["betas"], group["eps"], options)
-            updates += [(p, u.reshape(p.shape).to(p.dtype)) for p, u in zip(members, U.unbind(), strict=True)]
-        if not updates:
+    @torch.no_grad()
+    def updates(self) -> list[tuple[dict[str, Any], list[tuple[Tensor, Tensor]]]]:
+        """What a step of length 1 would take off: for each group, its parameters with their updates.
+
+        The state is one step on; the parameters stay. Nothing, where a gradient is not finite.
+        """
+        self._probe_curvature()
+        present = moved(self.param_groups)
+        sizes = largest([parameter for _, parameters in present for parameter in parameters])
+        if not all(map(math.isfinite, sizes)):
+            for group in self.param_groups:
+                group["skipped"] += 1
+            return []
+        size = dict(zip((parameter for _, parameters in present for parameter in parameters), sizes, strict=True))
+        found = []
+        for index, (group, parameters) in enumerate(present):
+            updates = []
+            for members, stack in self._plans.stacks(index, group, tuple(parameters), self.state):
+                G = -matrices(members, stack) if group["maximize"] else matrices(members, stack)
+                G = stack.in_units(G, [size[parameter] for parameter in members])
+                U = update(stack, G, group["betas"], group["eps"], stack.options)
+                updates += [(p, u.reshape(p.shape).to(p.dtype)) for p, u in zip(members, U.unbind(), strict=True)]
+            if updates:
+                found.append((group, updates))
+        return found
+
+    def _probe_curvature(self) -> None:
+        """Fix 7's Hessian product, when it is due: does the loss curve up along the averaged gradient over √λ?
+
+        Along the lowest eigenvalues alone, as the rule was first meant, it misses most saddles
+        (benchmarks/results/talt_phase.md).
+        """
+        if self.probe is None:
             return
-        parameters, steps = (list(values) for values in zip(*updates, strict=True))
-        if group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(parameters, steps, alpha=-group["lr"])
+        steps = [int(state["step"]) for state in self.state.values()]
+        due = min(group["probe_interval"] for group in self.param_groups if group["selective_amplification"])
+        if not steps or max(steps) == 0 or max(steps) % due:
+            return
+        curvature = torch.tensor(step_curvature(self, self.probe))
+        if dist.is_available() and dist.is_initialized():  # all ranks decide alike
+            dist.all_reduce(curvature)
+        for state in self.state.values():
+            if "rising" in state:
+                state["rising"].fill_(float(curvature > 0))
 
-    def _layout(self, parameter: Tensor, group: dict[str, Any], options: TALTOptions | None = None) -> Layout:
-        width = 8 if parameter.dtype == torch.float64 else 4
-        return layout(parameter.shape, group["structure"], options or of_group(group), width)
+    def diagnostics(self, **settings: Any) -> TALTDiagnostics:
+        """What does it see, and what does it do?  `TALTDiagnostics(self, **settings)`, every 50th step."""
+        return TALTDiagnostics(self, **settings)
 
-    def _stacks(
-        self, group: dict[str, Any], moved: list[Tensor], options: TALTOptions
-    ) -> Iterable[tuple[list[Tensor], Stack]]:
-        """The parameters by layout, device, precision and age, each with its state; made where there is none yet."""
-        alike: dict[Any, list[Tensor]] = {}
-        for parameter in moved:
-            if not parameter.numel():
-                continue
-            of = self._layout(parameter, group, options)
-            if not self.state[parameter]:
-                self.state[parameter].update(new_state(of, parameter))
-            age = self._where[parameter].step if parameter in self._where else int(self.state[parameter]["step"])
-            key = (of, parameter.device, parameter.dtype == torch.float64, age)
-            alike.setdefault(key, []).append(parameter)
-        for (of, *_), members in alike.items():
-            yield members, self._stack(members, of)
+    def state_dict(self) -> dict[str, Any]:
+        """As every optimizer's; tensors and plain values only, each tensor on its own rather than a part of a stack."""
+        found = super().state_dict()
+        found["state"] = {
+            index: {name: value.clone() for name, value in state.items()} for index, state in found["state"].items()
+        }
+        return found
 
-    def _stack(self, members: list[Tensor], of: Layout) -> Stack:
-        stack = self._where.get(members[0])
-        whole = stack is not None and len(stack.units) == len(members)
-        if stack is None or not whole or any(self._where.get(member) is not stack for member in members):
-            stack = Stack.of([self.state[member] for member in members], of)
-            self._where.update(dict.fromkeys(members, stack))
-        return stack
-
-    def _remember_precision(self) -> None:
-        """Keep the state's precision where torch would cast it to the parameters': around `load_state_dict`."""
-        kept: dict[str, Any] = {}
-
-        def before(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-            del optimizer
-            kept["state"] = state_dict["state"]
-
-        def after(optimizer: Optimizer) -> None:
-            states = kept.pop("state")
-            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            for index, state in states.items():
-                parameter = parameters[index]
-                optimizer.state[parameter] = {
-                    name: value.clone() if name == "step" else value.detach().to(parameter.device, copy=True)
-                    for name, value in state.items()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As every optimizer does, but that the state stays as precise as it was saved."""
+        given: dict[str, Any] = {}
+        # The last one, so that it sees what other hooks have made of the dictionary.
+        hook = self.register_load_state_dict_pre_hook(lambda _, found: given.update(found))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            hook.remove()
+        saved = [index for group in given["param_groups"] for index in group["params"]]
+        own = [parameter for group in self.param_groups for parameter in group["params"]]
+        for index, parameter in zip(saved, own, strict=True):
+            if index in given["state"]:
+                # torch would cast to the parameter's precision; the step count stays on the CPU.
+                self.state[parameter] = {
+                    name: value.clone() if name == "step" else value.to(parameter.device, copy=True)
+                    for name, value in given["state"][index].items()
                 }
-            self._where.clear()
-
-        def apart(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-            """Without the views into stacks: each tensor on its own."""
-            del optimizer
-            state_dict["state"] = {
-                index: {name: value.clone() for name, value in state.items()}
-                for index, state in state_dict["state"].items()
-            }
-
-        self.register_load_state_dict_pre_hook(before)
-        self.register_load_state_dict_post_hook(after)
-        self.register_state_dict_post_hook(apart)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a copy or an unpickled optimizer, and inside `load_state_dict`."""
         super().__setstate__(state)
-        self._where = {}
-
-
-def _has_gradient(parameter: Tensor) -> bool:
-    gradient = parameter.grad
-    if gradient is None:
-        return False
-    if gradient.is_sparse:
-        raise RuntimeError("TALT: expected a dense gradient, got a sparse one; embeddings: sparse=False")
-    if type(gradient).__name__ == "DTensor":
-        raise RuntimeError("TALT: expected whole gradients, got a DTensor; docs/talt.md says how to use FSDP")
-    return True
-
-
-def _norms(gradients: Sequence[Tensor | None]) -> list[float]:
-    """The gradients' lengths, with one wait for the device."""
-    if not gradients:
-        return []
-    found = torch._foreach_norm([g.float() if g.dtype in (torch.float16, torch.bfloat16) else g for g in gradients])
-    return torch.stack([norm.double().to(found[0].device) for norm in found]).tolist()
+        self._plans, self.probe = Plans(), getattr(self, "probe", None)
 
 
 def _check(group: dict[str, Any]) -> None:
     lr, betas = group["lr"], group["betas"]
     if not isinstance(lr, Tensor) and not lr >= 0:
         raise ValueError(f"lr: expected a number >= 0, got {lr!r}")
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):  # noqa: PLR2004
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise ValueError(f"betas: expected two numbers from 0 to below 1, got {betas!r}")
     for name in ("eps", "weight_decay"):
         if not group[name] >= 0:
             raise ValueError(f"{name}: expected a number >= 0, got {group[name]!r}")
     if group["structure"] not in STRUCTURES:
         raise ValueError(f"structure: expected one of {', '.join(STRUCTURES)}, got {group['structure']!r}")
-    TALTOptions(**{field.name: group[field.name] for field in fields(TALTOptions)})
+    of_group(group)

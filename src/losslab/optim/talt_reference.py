@@ -1,4 +1,4 @@
-"""TALT as it is defined, one equation a line: slow, whole matrices, one tensor at a time. `TALT` gives the same numbers.
+"""TALT as it is defined, one equation a line: slow, whole matrices, tensor by tensor. `TALT` gives the same numbers.
 
 G gradient as a matrix, C covariance of one side, Q its basis (all of it: the r kept columns, then any others), M and V
 averages of the rotated gradient and of its square, s response, U update. Primes of the equations are in docs/talt.md.
@@ -23,7 +23,7 @@ class TALTReference:
         parameters: Sequence[Tensor],
         lr: float,
         *,
-        betas: tuple[float, float] = (0.95, 0.95),
+        betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         structure: str = "kronecker",
@@ -74,7 +74,11 @@ class TALTReference:
         U = S.Q[0] @ (M * s) @ S.Q[1].T
         self._observe(G, S)
         changed = (S.M - before).norm() > o.trigger_bound * S.M.norm()
-        if o.shapes and not all(S.still) and (S.t == 1 or S.t % o.interval(S.t) == 0 or (S.t % 5 == 0 and self._triggered(S, bool(changed)))):
+        if (
+            o.shapes
+            and not all(S.still)
+            and (S.t == 1 or S.t % o.interval(S.t) == 0 or (S.t % 5 == 0 and self._triggered(S, bool(changed))))
+        ):
             self._refresh(S)
         return U if o.match_rms is None else U * o.match_rms / (U**2).mean().sqrt()
 
@@ -86,8 +90,10 @@ class TALTReference:
             return s
         low, high = (S.cuts[0], S.cuts[2]) if o.statistical_thresholds else o.thresholds
         v = o.valley_strength * (o.near_factor if o.selective_amplification and S.near else 1.0)
-        s = s * (1 + v * torch.sigmoid((torch.as_tensor(low).log() - V.log()) / w))
-        return s * (o.damping + (1 - o.damping) * torch.sigmoid((torch.as_tensor(high).log() - V.log()) / w))
+        s = s * (1 + v * torch.sigmoid((torch.as_tensor(low, dtype=V.dtype).log() - V.log()) / w))
+        return s * (
+            o.damping + (1 - o.damping) * torch.sigmoid((torch.as_tensor(high, dtype=V.dtype).log() - V.log()) / w)
+        )
 
     def _observe(self, G: Tensor, S: SimpleNamespace) -> None:
         a = self.options.covariance_decay
@@ -104,8 +110,8 @@ class TALTReference:
         return A @ A.T if r == len(A) else A @ (A.T @ S.Q[side][:, :r])
 
     def _triggered(self, S: SimpleNamespace, changed: bool) -> bool:
-        if self.options.trigger != "off_diagonal":
-            return changed and self.options.trigger == "gradient_change"
+        if self.options.trigger != "off_diagonal" or not self.options.dynamic_updates:
+            return changed and self.options.trigger == "gradient_change" and self.options.dynamic_updates
         products = [S.Q[i][:, :r].T @ self._times_basis(S, i) for i, r in enumerate(S.ranks) if not S.still[i]]
         return any((P - P.diag().diag()).norm() > self.options.trigger_bound * P.norm() for P in products)
 

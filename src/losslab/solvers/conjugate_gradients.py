@@ -103,9 +103,7 @@ def conjugate_gradients(
     statuses = system.solve()
     residuals = system.relative.numpy()
     status = worst(Status.converged, *statuses)
-    return LinearSolution(
-        system.x.reshape(b.shape), residuals, residuals <= tol, system.curvature, budget.used, status
-    )
+    return LinearSolution(system.x.reshape(b.shape), residuals, residuals <= tol, system.curvature, budget.used, status)
 
 
 class _System:

@@ -72,9 +72,7 @@ def spectral_density(
     return density_from(quadratures, budget.used, worst(*statuses), width, known_seed, signs_in=scatter)
 
 
-def extend(
-    krylov: Krylov, num_steps: int, budget: Budget, note: Callable[[], str] = lambda: "density"
-) -> Status:
+def extend(krylov: Krylov, num_steps: int, budget: Budget, note: Callable[[], str] = lambda: "density") -> Status:
     """Lanczos steps until the space has `num_steps` vectors or is invariant."""
     while krylov.size < min(num_steps, krylov.operator.size) and not krylov.broken:
         if (over := budget.stop()) is not None:

@@ -216,9 +216,7 @@ class Search:
         return True
 
 
-def _check(
-    operator: LinearOperator, k: int, which: str, tol: float, block_size: int, max_basis: int | None
-) -> int:
+def _check(operator: LinearOperator, k: int, which: str, tol: float, block_size: int, max_basis: int | None) -> int:
     """Refuse what cannot be computed; returns the number of pairs wanted in all."""
     if not isinstance(operator, LinearOperator):
         raise TypeError(f"operator: expected a LinearOperator, got {type(operator).__name__}; try DenseOperator(A)")

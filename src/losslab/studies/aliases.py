@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from losslab.studies.config_file import ConfigError
+from losslab.optim.eigenspace.options import FIXES
+from losslab.studies.config_file import ConfigError, shown
 from losslab.studies.sections import suggestion
 
 PROBES = {
@@ -47,14 +48,27 @@ DROPPED = ("model.num_classes", "train.save_dir", "train.save_name", "probes.out
 # Spelled otherwise there than the rule "lower case, _ for -" makes of them.
 NAMES = {"simplecnn": "simple_cnn", "small_cnn": "simple_cnn", "glue_sst2": "sst2"}
 NAMED = ("model.name", "dataset.name", "optimizer.name")
-# Every flag, and every optimizer, that is about an optimizer which this version has not.
-TALT_FLAGS = (
-    "enhanced_config",
-    "include_theoretical_fixes",
-    "monitor_theoretical_fixes",
-    "use_all_theoretical_fixes",
-)
-TALT = ("talt", "improved_talt", "original_talt")
+# Two optimizers of theirs, and two flags that are true or false -> the settings of TALT that they are. The first TALT
+# had none of the fixes, their code's numbers, and fixed thresholds: here what tells valleys and walls apart on digits.
+ALL_FIXES = {f"optimizer.talt.{fix}": True for fix in FIXES}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "improved_talt": ALL_FIXES,
+    "original_talt": {
+        "optimizer.lr": 0.1,  # their scripts' own, on the scale of gradients that nothing normalises
+        "optimizer.talt.structure": "lowrank",
+        "optimizer.talt.base_memory": 10,
+        "optimizer.talt.update_interval": 20,
+        "optimizer.talt.valley_strength": 0.1,
+        "optimizer.talt.damping": 0.3,
+        "optimizer.talt.thresholds": (1e-7, 1e-6),
+        **dict.fromkeys(ALL_FIXES, False),
+    },
+}
+SWITCHES: dict[str, dict[str, Any]] = {
+    "enhanced_config": ALL_FIXES,
+    "use_all_theoretical_fixes": ALL_FIXES,
+    "monitor_theoretical_fixes": {"training.monitor_talt": 50},
+}
 
 
 def probe_name(name: str) -> str:
@@ -86,23 +100,31 @@ def settings(flags: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         flags: By name, without dashes in front; None is not given. `mixed_precision` is true or false: bfloat16 inside
-            the network's operations, float32 weights.
+            the network's operations, float32 weights. So are `SWITCHES`.
 
     Raises:
-        ConfigError: A flag or an optimizer that is not there.
+        ConfigError: A flag that is not there, or one that is true or false and has another value.
     """
-    found = {}
+    found: dict[str, Any] = {}
+    implied: dict[str, Any] = {}
     for name, value in flags.items():
         plain = name.replace("-", "_")
-        if plain in TALT_FLAGS:
-            flag = plain.replace("_", "-")
-            raise ConfigError(f"--{flag}: it sets up TALT, which is not in this version yet; leave it out")
-        if plain not in FLAGS:
-            advice = suggestion(name, [flag.replace("_", "-") for flag in FLAGS])
+        if plain not in (*FLAGS, *SWITCHES):
+            advice = suggestion(name, [flag.replace("_", "-") for flag in (*FLAGS, *SWITCHES)])
             raise ConfigError(f"--{name}: no such flag, {advice}; every setting has --set a.b=c")
-        if value is not None:
+        if plain in SWITCHES:
+            implied |= _switched(name, value, SWITCHES[plain])
+        elif value is not None:
             found[FLAGS[plain]] = _value(FLAGS[plain], value)
-    return found
+    if (optimizer := str(found.get("optimizer.name"))) in VARIANTS:
+        found = {**VARIANTS[optimizer], **implied, **found, "optimizer.name": "talt"}
+    return {**implied, **found}
+
+
+def _switched(name: str, value: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    if value is not None and not isinstance(value, bool):
+        raise ConfigError(f"--{name}: expected true or false, got {shown(value)}")
+    return settings if value else {}
 
 
 def flag_assignments(flags: Mapping[str, Any]) -> list[str]:
@@ -131,14 +153,8 @@ def _value(key: str, value: Any) -> Any:
 
 
 def plain_name(name: str) -> str:
-    """A model's, data set's or optimizer's name as the tables spell it; paths ("arrays:…", "module:…") stay.
-
-    Raises:
-        ConfigError: The optimizer is TALT.
-    """
+    """A model's, data set's or optimizer's name as the tables spell it; paths ("arrays:…", "module:…") stay."""
     plain = name if ":" in name else name.lower().replace("-", "_")
-    if plain in TALT:
-        raise ConfigError(f"optimizer.name: {name}: TALT is not in this version yet; `losslab list` names what is")
     return NAMES.get(plain, plain)
 
 

@@ -12,10 +12,8 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from losslab.optim.groups import hidden_matrices
 from losslab.studies.combined import Combined
-
-KERNELS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TABLES = (nn.Embedding, nn.EmbeddingBag)
 
 
 def muon(model: nn.Module, lr: float, *, momentum: float, betas: tuple[float, float], weight_decay: float) -> Optimizer:
@@ -40,17 +38,6 @@ def muon(model: nn.Module, lr: float, *, momentum: float, betas: tuple[float, fl
     others = [parameter for parameter in model.parameters() if id(parameter) not in known]
     parts: list[Optimizer] = [HiddenMuon(hidden, lr, momentum, weight_decay)]
     return Combined(*parts, *([AdamW(others, lr, betas, weight_decay=weight_decay)] if others else []))
-
-
-def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The weights of hidden layers: matrices and convolution kernels, without embeddings and without the last layer."""
-    modules = list(model.modules())
-    kernels = {id(module.weight) for module in modules if isinstance(module, KERNELS)}
-    not_hidden = {id(module.weight) for module in modules if isinstance(module, TABLES)}
-    layers = [module.weight for module in modules if isinstance(module, (nn.Linear, *KERNELS))]
-    not_hidden |= {id(weight) for weight in layers[-1:]}  # may be an embedding once more, where they are tied
-    matrices = (p for p in model.parameters() if p.ndim == 2 or id(p) in kernels)
-    return [parameter for parameter in matrices if id(parameter) not in not_hidden]
 
 
 class HiddenMuon(Optimizer):

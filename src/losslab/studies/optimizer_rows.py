@@ -3,7 +3,7 @@
 from typing import Any, Literal, TypeAlias
 
 OptimizerName: TypeAlias = Literal[
-    "sgd", "momentum", "nesterov", "adam", "adamw", "muon", "sam", "soap", "shampoo", "lion", "schedule_free"
+    "sgd", "momentum", "nesterov", "adam", "adamw", "muon", "talt", "sam", "soap", "shampoo", "lion", "schedule_free"
 ]
 
 # Optimizers that are made of another one, and of which they are by default.
@@ -18,6 +18,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "adam": {"lr": 1e-3, "betas": (0.9, 0.999)},
     "adamw": {"lr": 1e-3, "betas": (0.9, 0.999)},
     "muon": {"lr": 3e-3, "momentum": 0.95, "betas": (0.9, 0.95)},
+    "talt": {"lr": 5e-3, "betas": (0.9, 0.99)},
     "sam on sgd": {"lr": 0.05, "momentum": 0.9, "nesterov": False, "rho": 0.05},
     "sam on adamw": {"lr": 1e-3, "betas": (0.9, 0.999), "rho": 0.05},
     "soap": {"lr": 3e-3, "betas": (0.95, 0.95)},
@@ -37,9 +38,16 @@ def defaults(name: Any, base: Any) -> dict[str, Any]:
     """What a row takes where nothing is given; nothing for a row that does not exist."""
     known = isinstance(name, str) and (base is None or isinstance(base, str))
     settings = ROWS.get(row_of(name, base), {}) if known else {}
-    return {"base": BASES[name], **settings} if settings and name in BASES else settings
+    return {**_sections(name), **settings} if settings else {}
 
 
 def acting(name: str, base: str) -> set[str]:
     """The settings that act in a row."""
-    return {"name", "weight_decay", *ROWS[row_of(name, base)], *(("base",) if name in BASES else ())}
+    return {"name", "weight_decay", *ROWS[row_of(name, base)], *_sections(name)}
+
+
+def _sections(name: str) -> dict[str, Any]:
+    """What acts besides a row's numbers: what it is made of, or TALT's section, whose defaults are its own."""
+    if name in BASES:
+        return {"base": BASES[name]}
+    return {"talt": {}} if name == "talt" else {}

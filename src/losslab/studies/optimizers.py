@@ -14,9 +14,12 @@ from lightning_utilities.core.imports import RequirementCache
 from torch import nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 
+from losslab.optim.groups import talt_param_groups
+from losslab.optim.talt import TALT
 from losslab.studies.combined import Combined
 from losslab.studies.muon import muon
 from losslab.studies.sections import OptimizerConfig
+from losslab.studies.talt_section import TALTConfig
 
 # Earlier ones take other powers in Shampoo. Tests compare every step of 4.1.0 with its paper's.
 REQUIRED = "pytorch_optimizer>=4.1,<5"
@@ -32,7 +35,7 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
 
     Args:
         config: Which one, and its settings.
-        model: Muon asks it which parameters are hidden weights.
+        model: Muon and TALT ask it which parameters are hidden weights.
 
     Raises:
         ValueError: A package that it needs is not there, or the network is not one for it.
@@ -56,6 +59,12 @@ def _adamw(config: OptimizerConfig, model: nn.Module) -> Optimizer:
 def _muon(config: OptimizerConfig, model: nn.Module) -> Optimizer:
     settings = {"momentum": config.momentum, "betas": config.betas, "weight_decay": config.weight_decay}
     return muon(model, config.lr, **settings)  # type: ignore[arg-type]
+
+
+def _talt(config: OptimizerConfig, model: nn.Module) -> Optimizer:
+    talt = config.talt or TALTConfig()
+    settings = {"betas": config.betas, "weight_decay": config.weight_decay, "structure": talt.structure}
+    return TALT(talt_param_groups(model), config.lr, options=talt.options(), **settings)  # type: ignore[arg-type]
 
 
 def _sam(config: OptimizerConfig, model: nn.Module) -> Optimizer:
@@ -126,6 +135,7 @@ OPTIMIZERS: dict[str, Callable[[OptimizerConfig, nn.Module], Optimizer]] = {
     "adam": _adam,
     "adamw": _adamw,
     "muon": _muon,
+    "talt": _talt,
     "sam": _sam,
     "soap": _soap,
     "shampoo": _shampoo,

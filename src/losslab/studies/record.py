@@ -26,6 +26,7 @@ _LEFT_BY_A_RUN = (
     "environment.json",
     "metrics.jsonl",
     "report.html",
+    "talt.html",
     "checkpoints",
     "snapshots",
     "probes",
@@ -174,9 +175,7 @@ class RunFolder:
                 raise ValueError(f"{path}: line {number} is not JSON: {error}") from None
         return rows
 
-    def write_probe(
-        self, name: str, label: str, values: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
-    ) -> Path:
+    def write_probe(self, name: str, label: str, values: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Path:
         """Write one record, as `losslab.records.to_record` splits it; returns the path of its JSON file.
 
         Args:
@@ -194,9 +193,7 @@ class RunFolder:
         write_json(path, {"probe": name, "label": label, "values": values})
         return path
 
-    def read_record(
-        self, name: str, label: str | None = None
-    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def read_record(self, name: str, label: str | None = None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Values and arrays as `losslab.records.from_record` takes them. Arguments as for `read_probe`."""
         path = self._probe_path(name, self._latest(name) if label is None else label)
         if not path.is_file():

@@ -7,18 +7,11 @@ import difflib
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from losslab.studies.optimizer_rows import OptimizerName, acting, defaults, row_of
-
-Positive = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """Frozen; a key that it does not know is an error."""
-
-    # Strict: 1.5 epochs, a width of True or a rate of "fast" is a mistake, not a number to be made of it.
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+from losslab.studies.section import Positive, Section
+from losslab.studies.talt_section import TALTConfig
 
 
 class DatasetConfig(Section):
@@ -82,6 +75,7 @@ class OptimizerConfig(Section):
         betas: How much of the averages of the gradient and of its square, or of SOAP's covariances, is kept.
         base: What SAM and schedule-free are made of.
         rho: The distance at which SAM takes its gradient.
+        talt: TALT's fixes and numbers.
     """
 
     name: OptimizerName = "sgd"
@@ -94,6 +88,7 @@ class OptimizerConfig(Section):
     )
     base: Literal["sgd", "adamw"] = "sgd"
     rho: float = Field(default=0.05, ge=0)
+    talt: TALTConfig | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -101,7 +96,8 @@ class OptimizerConfig(Section):
         """Fill in what is not given, so that config.json holds what was used."""
         if not isinstance(values, dict):
             return values
-        return {**defaults(values.get("name", "sgd"), values.get("base")), **values}
+        given = {key: value for key, value in values.items() if (key, value) != ("talt", None)}
+        return {**defaults(values.get("name", "sgd"), values.get("base")), **given}
 
     @model_validator(mode="after")
     def _only_what_acts(self) -> "OptimizerConfig":
@@ -190,6 +186,7 @@ class TrainingConfig(Section):
         max_steps: Stops sooner, after so many steps. None does not.
         eval_every: Steps from one evaluation to the next, besides at the end of each epoch.
         target: What the training is for; None trains to the end.
+        monitor_talt: Steps from one sample of TALT's diagnostics to the next; None takes none.
         evaluate_test: Whether the test split is looked at, once, at the end. Tuning does not.
         checkpoints: When the state is written.
         snapshots: Which weights on the way are kept.
@@ -204,6 +201,7 @@ class TrainingConfig(Section):
     max_steps: Positive | None = None
     eval_every: Positive | None = None
     target: TargetConfig | None = None
+    monitor_talt: Positive | None = None
     evaluate_test: bool = True
     checkpoints: CheckpointsConfig = CheckpointsConfig()
     snapshots: SnapshotsConfig = SnapshotsConfig()
@@ -234,6 +232,10 @@ class RunConfig(Section):
         if self.optimizer.name == "sam" and self.training.precision == "16-mixed":
             # torch's GradScaler takes no closure, and SAM's step needs one.
             raise ValueError("training.precision: sam cannot scale its two gradients; expected bf16-mixed or 32-true")
+        if self.training.monitor_talt is not None and self.optimizer.name != "talt":
+            raise ValueError(
+                f"training.monitor_talt: expected the optimizer talt, got {self.optimizer.name}; remove it"
+            )
         return self
 
 

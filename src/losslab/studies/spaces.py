@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from losslab.optim.eigenspace.options import FIXES
 from losslab.studies.config_file import ConfigError, shown
 from losslab.studies.sections import suggestion
 
@@ -133,6 +134,11 @@ SPACES: dict[str, Space] = {
         "optimizer.momentum": _MOMENTUM,
         "optimizer.weight_decay": _DECOUPLED,
     },
+    "talt": {
+        "optimizer.lr": Range(1e-4, 1e-1, log=True),
+        "optimizer.betas": Choice(((0.9, 0.95), (0.9, 0.99), (0.95, 0.95), (0.95, 0.99))),
+        "optimizer.weight_decay": _DECOUPLED,
+    },
     # On SGD with momentum; radii as in Foret et al. (2021).
     "sam": {
         "optimizer.lr": _SUMMED,
@@ -158,3 +164,18 @@ SPACES: dict[str, Space] = {
         "optimizer.weight_decay": _DECOUPLED,
     },
 }
+
+# TALT's eight fixes, each on or off: beside its space, for those who ask for it.
+TALT_FIXES: Space = {f"optimizer.talt.{fix}": Choice((True, False)) for fix in FIXES}
+
+
+def space_of(optimizer: str, *, with_fixes: bool = False) -> Space:
+    """The space of an optimizer; `with_fixes`: TALT's with its eight fixes.
+
+    Raises:
+        ConfigError: `with_fixes` for another optimizer.
+    """
+    if with_fixes and optimizer != "talt":
+        wanted = "expected optimizer talt, which they are of"
+        raise ConfigError(f"--include-theoretical-fixes: {wanted}, got {optimizer}; leave it out")
+    return {**SPACES[optimizer], **(TALT_FIXES if with_fixes else {})}

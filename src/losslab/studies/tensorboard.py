@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from losslab.random import preserved_random_states
 from losslab.studies.monitor import histograms
 from losslab.studies.optional import optional
+from losslab.studies.talt_monitor import scalars
 
 FOLDER = "tensorboard"  # in a run folder
 # A column of the metrics -> its curve. Curves with the same first part stand side by side. Others keep their name.
@@ -71,7 +72,9 @@ class TensorBoard:
         """Write a row's numbers, with the last one the settings too."""
         if self._writer is None:
             self.rewind(0)
-        numbers = {TAGS.get(key, key): value for key, value in values.items() if _is_number(value)}
+        numbers = {
+            TAGS.get(key, key): value for key, value in {**values, **scalars(values)}.items() if _is_number(value)
+        }
         for tag, value in numbers.items():
             self._writer.add_scalar(tag, value, step)
         if self._network is not None and self.with_histograms and values.get("kind") == "epoch":

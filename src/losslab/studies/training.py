@@ -28,6 +28,7 @@ from losslab.studies.record import ModelSink, RunFolder, Sink
 from losslab.studies.schedules import rate_factor
 from losslab.studies.sections import RunConfig
 from losslab.studies.stepping import Stepper
+from losslab.studies.talt_monitor import TALTMonitor
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -69,6 +70,8 @@ class Training:
         self.model = model
         self.judged = Judged(self.network, self.bare, config.training.ema)
         self.stepper = Stepper(fabric, model, self.optimizer, config.training)
+        every = config.training.monitor_talt
+        self.talt = TALTMonitor(self.bare, self.network.named_parameters(), every) if every else None
         steps = config.training.epochs * len(self.batches)
         self.total = min(steps, config.training.max_steps or steps)
         self.at, self.note = Position(), ""
@@ -86,6 +89,8 @@ class Training:
 
     def close(self) -> None:
         """Tell the sinks that no further row comes."""
+        if self.talt is not None:
+            self.talt.close()
         for sink in self._model_sinks():
             sink.close()
 
@@ -141,6 +146,8 @@ class Training:
             self.judged.update()
         self.times.append(time.perf_counter() - began)
         self.at.add(taken, self.times[-1])
+        for row in self.talt.rows() if self.talt is not None else ():
+            self._log(row)
         self.whole = True
         ends = self.at.step == self.total or self.at.status is not None
         self._snapshot(last=ends)
@@ -238,6 +245,7 @@ class Training:
                 "order": self.pass_order if self.at.step % len(self.batches) else self.order.get_state(),
                 "random": states,
                 "note": self.note,
+                "talt": self.talt.state_dict() if self.talt is not None else None,
             }
             state = {"epoch": self.at.step / len(self.batches), "metrics": row or {}}
             checkpoint.save(self.folder, name, self.network, state, training, step=self.at.step)
@@ -254,6 +262,8 @@ class Training:
         self.bare.load_state_dict(saved["optimizer"])
         self.fabric.strategy.precision.load_state_dict(saved["precision"])
         self.at, self.note = Position(**saved["position"]), saved["note"]
+        if self.talt is not None:
+            self.talt.load_state_dict(saved["talt"])
         self.pass_order = saved["order"]
         self.order.set_state(self.pass_order)
         restore_random_states(self.fabric, saved["random"])

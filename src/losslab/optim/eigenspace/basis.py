@@ -90,7 +90,7 @@ def _new_basis(
     values = (old * A).sum(1, keepdim=True)
     order = values[:, 0].argsort(1, descending=True)
     if step == 1 and side.whole:
-        new = eigenvectors(C)
+        new = eigenvectors(C + RIDGE * torch.diag_embed(values.mean(2).expand(-1, side.length)))
     else:
         blend = options.blend if options.transformation_stability else 1.0
         mixed = blend * A + ((1 - blend) * values + RIDGE * values.mean(2, keepdim=True)) * old
@@ -103,7 +103,9 @@ def _new_basis(
 
 
 def eigenvectors(C: Tensor) -> Tensor:
-    """Of symmetric matrices (b, k, k), largest eigenvalue first; in float64 where float32 does not converge."""
+    """Of symmetric matrices (b, k, k), largest eigenvalue first; in float64 where float32 does not converge, as with
+    many equal eigenvalues.
+    """
     try:
         return torch.linalg.eigh(C).eigenvectors.flip(2)
     except torch.linalg.LinAlgError:
@@ -112,8 +114,9 @@ def eigenvectors(C: Tensor) -> Tensor:
 
 def _carried(table: Tensor, order: Tensor, turn: Tensor, side: Side, axis: int, mixes: bool) -> Tensor:
     """A table of squares, from the old basis of one side to the new one: each new direction has the squares of what it
-    is made of, or, unmixed, those of the old direction of its rank."""
-    table = table if axis == 2 else table.mT  # noqa: PLR2004
+    is made of, or, unmixed, those of the old direction of its rank.
+    """
+    table = table if axis == 2 else table.mT
     kept, rest = table[..., : side.kept], table[..., side.kept :]
     if not mixes:
         found = torch.cat([kept.gather(2, order[:, None].expand_as(kept)), rest], 2)
@@ -125,4 +128,4 @@ def _carried(table: Tensor, order: Tensor, turn: Tensor, side: Side, axis: int, 
             moved = moved + rest * (1 - shares.sum(2))[:, None].clamp_min(0)
             rest = rest + (kept.sum(2, keepdim=True) - moved.sum(2, keepdim=True)) / outside
         found = torch.cat([moved, rest.clamp_min(0)], 2)
-    return found if axis == 2 else found.mT  # noqa: PLR2004
+    return found if axis == 2 else found.mT

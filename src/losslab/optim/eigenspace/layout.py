@@ -39,7 +39,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Layout:
-    """A matrix with its two sides, and how many gradients are remembered where covariances are those of the last ones."""
+    """A matrix with its two sides, and how many gradients are remembered, where covariances are the last ones'."""
 
     left: Side
     right: Side
@@ -63,7 +63,13 @@ class Layout:
         found: dict[str, tuple[int, ...]] = {"scale": (1, 1), "exp_avg": (m, n)}
         if self.structure == "polar":
             return found
-        found |= {"exp_avg_sq": (self.left.entries, self.right.entries), "cuts": (3, 1, 1), "peak": (1, 1), "near": (1, 1)}
+        found |= {
+            "exp_avg_sq": (self.left.entries, self.right.entries),
+            "cuts": (3, 1, 1),
+            "peak": (1, 1),
+            "near": (1, 1),
+            "rising": (1, 1),
+        }
         for name, side in self.sides:
             if not side.still:
                 found["refreshes"] = (3,)  # how many, how many of them early, and the step of the last one
@@ -121,7 +127,9 @@ def new_state(of: Layout, like: Tensor) -> dict[str, Tensor]:
     """
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     state = {name: torch.zeros(shape, dtype=dtype, device=like.device) for name, shape in of.shapes.items()}
-    for name, side in of.sides:
+    if "rising" in state:
+        state["rising"].fill_(1.0)  # nothing is known to the contrary
+    for name, _ in of.sides:
         if f"basis_{name}" in state:
             state[f"basis_{name}"].fill_diagonal_(1.0)
     return {"step": torch.zeros(()), **state}

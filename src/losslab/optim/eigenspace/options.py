@@ -85,7 +85,7 @@ class TALTOptions:
     base_memory: int = 10
     max_memory: int = 128
     max_megabytes: float = 256.0
-    max_side: int = 1024
+    max_side: int = 128
     one_sided: bool = False
     update_interval: int = 10
     trigger: str = "none"
@@ -135,20 +135,25 @@ class TALTOptions:
         names = tuple(names)
         for name in names:
             if name not in FIXES:
-                raise ValueError(f"fixes: {name}: expected one of {', '.join(FIXES)}{_nearest(name, FIXES)}")
-        return replace(self, **{name: name in names for name in FIXES})
+                raise ValueError(f"fixes: {name}: expected one of {', '.join(FIXES)}{nearest(name, FIXES)}")
+        switches: dict[str, Any] = {name: name in names for name in FIXES}
+        return replace(self, **switches)
 
     def without(self, *names: str) -> "TALTOptions":
         """These options with the named fixes off."""
-        self.with_fixes(names)
-        return replace(self, **dict.fromkeys(names, False))
+        return self.with_fixes({*self.fixes}.difference(self.with_fixes(names).fixes))
+
+    @property
+    def fixes(self) -> tuple[str, ...]:
+        """The names of those that are on."""
+        return tuple(name for name in FIXES if getattr(self, name))
 
     @property
     def amplifies(self) -> bool:
         """Whether there are thresholds that do anything."""
-        low, high = (0 < self.percentiles[0], self.percentiles[1] < 100)
+        low, high = self.percentiles[0] > 0, self.percentiles[1] < 100
         if not self.statistical_thresholds:
-            low, high = (0 < self.thresholds[0], self.thresholds[1] < math.inf)
+            low, high = self.thresholds[0] > 0, self.thresholds[1] < math.inf
         return (low and self.valley_strength > 0) or (high and self.damping < 1)
 
     @property
@@ -187,7 +192,9 @@ def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: what may have been meant."""
+    """What to add to a message about an unknown name."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
 

@@ -11,7 +11,12 @@ AT_MOST = 65_536  # entries of a table of which percentiles are taken, evenly sp
 
 
 def response(
-    values: Tensor, rms: Tensor | None, cuts: Tensor | None, valley: Tensor | float, eps: Tensor, options: TALTOptions
+    values: Tensor,
+    rms: Tensor | None,
+    cuts: Tensor | None,
+    valley: Tensor | float,
+    eps: Tensor | float,
+    options: TALTOptions,
 ) -> Tensor:
     """s(λ) = (√λ + ε)^(−2p) · (rms + ε)^(2p−1), times 1 + v·σ((log λ_low − log λ)/w), and clipped.
 
@@ -20,7 +25,7 @@ def response(
         rms: Of the whole gradient (b, 1, 1); needed where p is not ½.
         cuts: λ_low, the middle one and λ_high (b, 3, 1, 1); None before the first basis.
         valley: v, one for each tensor or for all.
-        eps: ε (b, 1, 1).
+        eps: ε, one for each tensor or for all.
         options: p, w, and what else there is.
     """
     found = _bare(values, rms, cuts, valley, eps, options)
@@ -31,11 +36,16 @@ def response(
 
 
 def _bare(
-    values: Tensor, rms: Tensor | None, cuts: Tensor | None, valley: Tensor | float, eps: Tensor, options: TALTOptions
+    values: Tensor,
+    rms: Tensor | None,
+    cuts: Tensor | None,
+    valley: Tensor | float,
+    eps: Tensor | float,
+    options: TALTOptions,
 ) -> Tensor:
     if not options.parameter_normalization:
         found = torch.ones_like(values)
-    elif options.power == 0.5:  # noqa: PLR2004
+    elif options.power == 0.5:
         found = values.sqrt().add_(eps).reciprocal_()
     else:
         assert rms is not None
@@ -43,16 +53,17 @@ def _bare(
     if cuts is None or not options.amplifies:
         return found
     if options.valley_strength > 0:
-        found = found * (1 + valley * _below(values, cuts[:, 0], options.gate_width))
+        found.mul_(_below(values, cuts[:, 0], options.gate_width).mul_(valley).add_(1))
     if options.damping < 1:
-        found = found * (options.damping + (1 - options.damping) * _below(values, cuts[:, 2], options.gate_width))
+        gate = _below(values, cuts[:, 2], options.gate_width)
+        found.mul_(gate.mul_(1 - options.damping).add_(options.damping))
     return found
 
 
 def _below(values: Tensor, cut: Tensor, width: float) -> Tensor:
     """σ((log cut − log λ)/w) = cut^(1/w) / (cut^(1/w) + λ^(1/w)): 1 far below the cut, ½ at it; 1 below infinity."""
     ratio = values / cut.clamp_min(torch.finfo(values.dtype).tiny)
-    return 1 / (1 + (ratio if width == 1 else ratio ** (1 / width)))
+    return (ratio if width == 1 else ratio.pow_(1 / width)).add_(1).reciprocal_()
 
 
 def quantiles(values: Tensor, levels: tuple[float, float, float]) -> Tensor:

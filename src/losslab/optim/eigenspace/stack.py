@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from losslab.optim.eigenspace.layout import Layout
+from losslab.optim.eigenspace.options import TALTOptions
 
-TOO_LONG = 2.0**40  # times the gradient that the unit was made of: from here the squares of squares overflow
+# Gradients whose largest entry is in between are taken as they are: even the squares of a direction with a millionth
+# of it are far from the ends of float32, 1e-38 and 3e38.
+SMALL, LARGE = 1e-10, 1e10
 
 
 @dataclass
@@ -21,51 +24,53 @@ class Stack:
 
     Attributes:
         layout: Of all of them.
+        options: Likewise.
         step: Steps done.
         state: By name, each (b, ...).
         units: The powers of two that the gradients are divided by, so that squares neither overflow nor vanish;
             0 as long as all gradients were.
+        unit: The same (b, 1, 1), 1 for 0; None where all are 1.
     """
 
     layout: Layout
+    options: TALTOptions
     step: int
     state: dict[str, Tensor]
     units: list[float]
+    unit: Tensor | None = None
 
     @classmethod
-    def of(cls, states: Sequence[dict[str, Tensor]], layout: Layout) -> "Stack":
+    def of(cls, states: Sequence[dict[str, Tensor]], layout: Layout, options: TALTOptions) -> "Stack":
         """Stack states; from then on they are views."""
         stacked = {name: torch.stack([state[name] for state in states]) for name in ("step", *layout.shapes)}
         for index, state in enumerate(states):
             state.update({name: tensor[index] for name, tensor in stacked.items()})
-        units = stacked["scale"].flatten().tolist()
-        return cls(layout, int(stacked["step"][0]), stacked, units)
+        found = cls(layout, options, int(stacked["step"][0]), stacked, stacked["scale"].flatten().tolist())
+        found._set_unit()
+        return found
 
-    def in_units(self, gradients: Tensor, norms: Sequence[float]) -> Tensor:
-        """Gradients (b, m, n) of these norms, divided by their units; these are chosen anew where they no longer fit."""
-        size = math.sqrt(self.layout.left.length * self.layout.right.length)
-        for index, norm in enumerate(norms):
-            length, unit = norm / size, self.units[index]
-            if length > 0 and (unit == 0 or length > unit * TOO_LONG):
-                self._change_unit(index, 2.0 ** round(math.log2(length)))
-        if all(unit in (0.0, 1.0) for unit in self.units):
-            return gradients
-        scale = self.state["scale"]
-        return gradients / torch.where(scale == 0, 1.0, scale)
+    def in_units(self, gradients: Tensor, largest: Sequence[float]) -> Tensor:
+        """Gradients (b, m, n) divided by their units, chosen anew where the largest entries do not fit."""
+        changed = False
+        for index, size in enumerate(largest):
+            unit = self.units[index]
+            if size > 0 and (unit == 0 or size > unit * LARGE):
+                self._change_unit(index, 1.0 if SMALL < size <= LARGE else 2.0 ** round(math.log2(size)))
+                changed = True
+        if changed:
+            self._set_unit()
+        return gradients if self.unit is None else gradients / self.unit
 
     def _change_unit(self, index: int, unit: float) -> None:
         ratio = self.units[index] / unit
         self.units[index] = unit
-        self.state["scale"][index] = unit
-        for name, power in (("exp_avg", 1), ("recent", 1), ("exp_avg_sq", 2), ("cuts", 2), ("peak", 2)):
-            if name in self.state:
-                self.state[name][index] *= ratio**power
-        for name in ("covariance_left", "covariance_right"):
-            if name in self.state:
-                self.state[name][index] *= ratio**2
+        for name, tensor in self.state.items():
+            if name in ("exp_avg", "recent"):
+                tensor[index] *= ratio
+            elif name in ("exp_avg_sq", "cuts", "peak") or name.startswith("covariance"):
+                tensor[index] *= ratio**2
 
-    @property
-    def unit(self) -> Tensor:
-        """(b, 1, 1), 1 where there has been no gradient yet."""
+    def _set_unit(self) -> None:
         scale = self.state["scale"]
-        return torch.where(scale == 0, 1.0, scale)
+        scale.copy_(scale.new_tensor(self.units).reshape(scale.shape))
+        self.unit = None if set(self.units) <= {0.0, 1.0} else torch.where(scale == 0, 1.0, scale)

@@ -18,7 +18,7 @@ def triggered(stack: Stack, before: Tensor | None, options: TALTOptions) -> list
         before: The gradient's average before this step, for "gradient_change".
         options: Which trigger, and its bound.
     """
-    if options.trigger == "none" or stack.step % EVERY:
+    if not options.dynamic_updates or options.trigger == "none" or stack.step % EVERY:
         return []
     found = off_diagonal(stack) if before is None else change(before, stack.state["exp_avg"])
     return (found > options.trigger_bound).nonzero().flatten().tolist()

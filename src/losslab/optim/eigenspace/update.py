@@ -38,7 +38,7 @@ def update(stack: Stack, G: Tensor, betas: tuple[float, float], eps: float, opti
         U = newton_schulz(M) * (MUON_RMS * math.sqrt(max(M.shape[1:])))
     else:
         U = rotated_back(_shaped(M, Z, stack, betas[1], eps, options), state, of)
-    if not options.parameter_normalization and of.structure != "polar":
+    if stack.unit is not None and not options.parameter_normalization and of.structure != "polar":
         U = U * stack.unit
     if of.turns:
         observe(G, state, of, stack.step, options)
@@ -65,7 +65,7 @@ def _shaped(M: Tensor, Z: Tensor, stack: Stack, beta: float, eps: float, options
     if not options.shapes:
         return M
     values = table / (1 - beta**step)
-    rms = None if options.power == 0.5 else mean_square(values, of).sqrt()  # noqa: PLR2004
+    rms = None if options.power == 0.5 else mean_square(values, of).sqrt()
     found = response(values, rms, _cuts(stack, options), _valley(stack, options), _floor(stack, eps), options)
     if of.structure == "lowrank" and not of.right.whole and step > 1:
         found[..., -1:] = found[..., :-1].amin(2, keepdim=True)
@@ -79,20 +79,21 @@ def _cuts(stack: Stack, options: TALTOptions) -> Tensor | None:
         return None
     if options.statistical_thresholds:
         return cuts
-    low, high = (value / stack.unit.square()[:, None] for value in options.thresholds)
-    return torch.cat([low, cuts[:, 1:2], high], 1)
+    square = torch.ones_like(cuts[:, :1]) if stack.unit is None else stack.unit.square()[:, None]
+    return torch.cat([options.thresholds[0] / square, cuts[:, 1:2], options.thresholds[1] / square], 1)
 
 
 def _valley(stack: Stack, options: TALTOptions) -> Tensor | float:
     """v, one for each tensor where it depends on how near a minimum is."""
     if not options.selective_amplification:
         return options.valley_strength
-    return options.valley_strength * (1 - (1 - options.near_factor) * stack.state["near"])
+    return options.valley_strength * (1 - (1 - options.near_factor) * stack.state["near"] * stack.state["rising"])
 
 
-def _floor(stack: Stack, eps: float) -> Tensor:
+def _floor(stack: Stack, eps: float) -> Tensor | float:
     """ε in the stack's units, never 0."""
-    return (eps / stack.unit).clamp_min(torch.finfo(stack.unit.dtype).tiny)
+    tiny = torch.finfo(stack.state["scale"].dtype).tiny
+    return max(eps, tiny) if stack.unit is None else (eps / stack.unit).clamp_min(tiny)
 
 
 def _refresh(stack: Stack, before: Tensor | None, beta: float, options: TALTOptions) -> None:

@@ -58,9 +58,7 @@ def _owners(free: list[Axis], seen: Iterable[Axes]) -> dict[Axis, Axis]:
             for atom in counts:
                 together[atom] = together.get(atom, set(counts)) & set(counts)
             twice |= {atom for atom, count in counts.items() if count > 1}
-    owners = {
-        atom: [o for o in free if o in together[atom] - twice and atom not in together[o]] for atom in free
-    }
+    owners = {atom: [o for o in free if o in together[atom] - twice and atom not in together[o]] for atom in free}
     # One level deep: an owner has none itself.
     first = {atom: next((o for o in found if not owners[o]), None) for atom, found in owners.items()}
     return {atom: owner for atom, owner in first.items() if owner is not None}

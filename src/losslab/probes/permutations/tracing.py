@@ -101,9 +101,7 @@ def running_statistics(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 @contextlib.contextmanager
-def module_calls(
-    model: nn.Module, entered: Callable[[str], None], left: Callable[[str, Any], Any]
-) -> Iterator[None]:
+def module_calls(model: nn.Module, entered: Callable[[str], None], left: Callable[[str, Any], Any]) -> Iterator[None]:
     """Call `entered(name)` and `left(name, output)` around each submodule's forward, without a hook on the model.
 
     What `left` returns, unless None, takes the output's place.

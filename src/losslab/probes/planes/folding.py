@@ -188,4 +188,3 @@ def _with(layer: nn.Module, weight: Affine, bias: Affine, moving: dict[nn.Parame
         new._parameters[name] = parameter
         moving[parameter] = affine
     return new
-

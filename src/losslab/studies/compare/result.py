@@ -158,9 +158,7 @@ class Comparison:
 
 def save(folder: str | Path, comparison: Comparison) -> Path:
     """Write `comparison.json`, whole or not at all."""
-    tables = {
-        key: [to_record(row)[0] for row in getattr(comparison, key)] for key in ("contenders", "pairs")
-    }
+    tables = {key: [to_record(row)[0] for row in getattr(comparison, key)] for key in ("contenders", "pairs")}
     plain, _ = to_record(dataclasses.replace(comparison, contenders=(), pairs=()))
     path = Path(folder) / FILE
     write_json(path, plain | tables)

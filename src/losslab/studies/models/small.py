@@ -23,9 +23,7 @@ class SimpleCNN(nn.Module):
         batch_norm: Whether batch normalisation follows each convolution.
     """
 
-    def __init__(
-        self, in_channels: int, num_classes: int, *, width: int = 64, batch_norm: bool = False
-    ) -> None:
+    def __init__(self, in_channels: int, num_classes: int, *, width: int = 64, batch_norm: bool = False) -> None:
         super().__init__()
         # Rounding sizes up lets the pooling work down to images of one pixel; even sizes are halved as ever.
         self.features = nn.Sequential(
@@ -38,9 +36,7 @@ class SimpleCNN(nn.Module):
             *convolution(width, 2 * width, batch_norm),
             nn.ReLU(),
         )
-        self.head = nn.Sequential(
-            nn.Linear(2 * width, 8 * width), nn.ReLU(), nn.Linear(8 * width, num_classes)
-        )
+        self.head = nn.Sequential(nn.Linear(2 * width, 8 * width), nn.ReLU(), nn.Linear(8 * width, num_classes))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, num_classes)."""
@@ -55,8 +51,6 @@ def simple_cnn(config: ModelConfig, inputs: Inputs) -> nn.Module:
 
 def mlp(config: ModelConfig, inputs: Inputs) -> nn.Module:
     """`config.hidden` layers of `config.width` rectified units over the flattened input."""
-    if config.batch_norm:
-        raise ValueError("model.batch_norm: mlp has none, expected false, got true")
     sizes = [math.prod(inputs.numbers(config.name)), *[config.width] * config.hidden]
     layers = [layer for fan_in, units in pairwise(sizes) for layer in (nn.Linear(fan_in, units), nn.ReLU())]
     return nn.Sequential(nn.Flatten(), *layers, nn.Linear(sizes[-1], inputs.classes))

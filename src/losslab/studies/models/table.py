@@ -28,6 +28,7 @@ MODELS: dict[str, Callable[[ModelConfig, Inputs], nn.Module]] = {
     "module": own,
 }
 
+WITHOUT_BATCH_NORM = ("mlp", "vit_tiny", "bert_base", "bert_tiny")
 _NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
@@ -50,6 +51,8 @@ def build_model(
         raise ValueError(f"model.name: unknown model {config.name!r}, {suggestion(config.name, MODELS)}")
     if config.pretrained is not None and not kind.startswith("bert"):
         raise ValueError(f"model.pretrained: {kind} takes none, expected null, got {config.pretrained!r}")
+    if config.batch_norm and kind in WITHOUT_BATCH_NORM:
+        raise ValueError(f"model.batch_norm: {kind} has none, expected false, got true")
     tokens = None if vocabulary is None else len(vocabulary)
     model = MODELS[kind](config, Inputs(tuple(input_shape), num_classes, tokens))
     if config.init_scale != 1:

@@ -33,9 +33,7 @@ def helpers(count: int, work: Callable[..., Any], *arguments: Any) -> Iterator[N
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     stop, before = context.Event(), torch.get_num_threads()
     threads = max((os.cpu_count() or 1) // (count + 1), 1)
-    others = [
-        context.Process(target=_help, args=(stop, threads, work, arguments), daemon=True) for _ in range(count)
-    ]
+    others = [context.Process(target=_help, args=(stop, threads, work, arguments), daemon=True) for _ in range(count)]
     for process in others:
         process.start()
     torch.set_num_threads(min(threads, before))

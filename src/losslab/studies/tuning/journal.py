@@ -131,9 +131,7 @@ class Journal:
             if all(_holds(entry, standing[key]) for key, entry in space.items()):
                 return standing
         in_work = [self._values(trial) for trial in known if not trial.state.is_finished()]
-        return next_parameters(
-            space, self.ended(), in_work, maximize=self.options.maximize, seed=self.options.seed
-        )
+        return next_parameters(space, self.ended(), in_work, maximize=self.options.maximize, seed=self.options.seed)
 
     def _values(self, trial: Any) -> dict[str, Any]:
         return {key: decoded(entry, trial.params[key]) for key, entry in self.options.space.items()}

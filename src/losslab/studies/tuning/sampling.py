@@ -80,9 +80,7 @@ def _places(ended: Sequence[Trial], *, maximize: bool) -> list[tuple[Trial, floa
     return [(trial, place[trial.number]) for trial in sorted(ended, key=lambda trial: trial.number)]
 
 
-def _known(
-    space: Space, distributions: Mapping[str, Any], parameters: Mapping[str, Any], place: float | None
-) -> Any:
+def _known(space: Space, distributions: Mapping[str, Any], parameters: Mapping[str, Any], place: float | None) -> Any:
     """A trial for Optuna: one that ended at a place, or one in work."""
     states = optuna().trial.TrialState
     return optuna().trial.create_trial(

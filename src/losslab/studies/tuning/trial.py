@@ -88,9 +88,7 @@ def _trained(run: RunFolder, config: RunConfig, journal: Journal, claim: Claim) 
     diverged = final.get("status") == "diverged" or not _finite(row, metric)
     value = journal.options.worst if diverged else row[metric]
     status = "diverged" if diverged else "complete"
-    return Trial(
-        claim.number, status, value, claim.parameters, row["step"], share_of(config, row), row["seconds"]
-    )
+    return Trial(claim.number, status, value, claim.parameters, row["step"], share_of(config, row), row["seconds"])
 
 
 def _finite(row: dict[str, Any], metric: str) -> bool:

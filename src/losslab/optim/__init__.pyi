@@ -1,0 +1,12 @@
+from .attach import attach_talt as attach_talt
+from .diagnostics.phases import phase as phase
+from .diagnostics.recorder import TALTDiagnostics as TALTDiagnostics
+from .eigenspace.options import FIXES as FIXES
+from .eigenspace.options import TALTOptions as TALTOptions
+from .groups import talt_param_groups as talt_param_groups
+from .improved import ImprovedTALTOptimizer as ImprovedTALTOptimizer
+from .improved import TALTOptimizer as TALTOptimizer
+from .improved import create_enhanced_talt_config as create_enhanced_talt_config
+from .probe import step_curvature as step_curvature
+from .probe import valley_curvature as valley_curvature
+from .talt import TALT as TALT

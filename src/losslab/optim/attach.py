@@ -1,0 +1,69 @@
+"""TALT in front of any optimizer of torch: gradients are shaped just before its step."""
+
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from losslab.optim.eigenspace.options import TALTOptions
+from losslab.optim.talt import TALT
+
+
+class Attachment:
+    """What `attach_talt` has attached.
+
+    Attributes:
+        talt: Shapes the gradients; its `state_dict` is to be saved beside the optimizer's.
+    """
+
+    def __init__(self, optimizer: Optimizer, talt: TALT) -> None:
+        self.talt = talt
+        self._hook = optimizer.register_step_pre_hook(self._before)
+
+    def remove(self) -> None:
+        """From now on the optimizer sees raw gradients."""
+        self._hook.remove()
+
+    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        del optimizer
+        if any(callable(value) for value in (*args, *kwargs.values())):
+            raise RuntimeError(
+                "attach_talt: expected step() without a closure, got one: its gradients would come after TALT; "
+                "call backward() first, or use losslab.optim.TALT itself"
+            )
+        shape_gradients(self.talt)
+
+
+def attach_talt(
+    optimizer: Optimizer,
+    *,
+    betas: tuple[float, float] = (0.9, 0.99),
+    structure: str = "auto",
+    options: TALTOptions | None = None,
+) -> Attachment:
+    """Let an optimizer step along TALT's updates in place of gradients.
+
+    Updates are as long as AdamW's, so that SGD takes AdamW's learning rates. An optimizer that divides by the
+    gradient's size itself, such as Adam, undoes TALT's gains: there it only sees other axes. One that has momentum
+    averages a second time; `options.gradient_smoothing=False` leaves that to it.
+
+    Args:
+        optimizer: Any that takes its gradients from `.grad`, by `step()` without a closure. Its groups are TALT's.
+        betas: How much of the averages of the gradient and of its square is kept.
+        structure: As in `TALT`.
+        options: Likewise.
+
+    Returns:
+        The attachment; `remove()` ends it.
+    """
+    groups = [{"params": group["params"]} for group in optimizer.param_groups]
+    return Attachment(optimizer, TALT(groups, lr=0.0, betas=betas, structure=structure, options=options))
+
+
+@torch.no_grad()
+def shape_gradients(talt: TALT) -> None:
+    """Replace each `.grad` by TALT's update; where one is not finite, all stay as they are."""
+    for _, updates in talt.updates():
+        for parameter, update in updates:
+            assert parameter.grad is not None
+            parameter.grad.copy_(update)

@@ -1,0 +1,52 @@
+"""The gradients that a step finds: which are there, whether they are finite, and as matrices."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from losslab.optim.eigenspace.stack import Stack
+
+Moved = tuple[dict[str, Any], list[Tensor]]
+
+
+def moved(groups: Sequence[dict[str, Any]]) -> list[Moved]:
+    """Each parameter group with its parameters that have a gradient of at least one entry.
+
+    Raises:
+        RuntimeError: A gradient is sparse, or a part of one that is spread over several devices.
+    """
+    return [(group, [parameter for parameter in group["params"] if _has_gradient(parameter)]) for group in groups]
+
+
+def _has_gradient(parameter: Tensor) -> bool:
+    gradient = parameter.grad
+    if gradient is None or not parameter.numel():
+        return False
+    if gradient.is_sparse:
+        raise RuntimeError("TALT: expected a dense gradient, got a sparse one; embeddings: sparse=False")
+    if type(gradient).__name__ == "DTensor":
+        raise RuntimeError("TALT: expected whole gradients, got a DTensor; docs/talt.md says how to use FSDP")
+    return True
+
+
+def largest(parameters: Sequence[Tensor]) -> list[float]:
+    """Each gradient's largest entry, with one wait for the device. Sums of squares would overflow."""
+    if not parameters:
+        return []
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]  # all of them
+    found = torch._foreach_norm(gradients, ord=math.inf)
+    first = found[0]
+    if any(norm.device != first.device or norm.dtype != first.dtype for norm in found):
+        found = tuple(norm.to(first.device, torch.float64) for norm in found)
+    return torch.stack(found).tolist()
+
+
+def matrices(members: Sequence[Tensor], stack: Stack) -> Tensor:
+    """Their gradients as matrices (b, m, n) in the state's precision; not to be changed in place."""
+    shape = (stack.layout.left.length, stack.layout.right.length)
+    dtype = stack.state["exp_avg"].dtype
+    found = [parameter.grad.reshape(shape).to(dtype) for parameter in members]  # type: ignore[union-attr]
+    return found[0][None] if len(found) == 1 else torch.stack(found)

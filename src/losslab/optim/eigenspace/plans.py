@@ -1,0 +1,89 @@
+"""Which parameters of a group are stacked with which, remembered as long as nothing changes."""
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from losslab.optim.eigenspace.layout import Layout, layout, new_state
+from losslab.optim.eigenspace.options import TALTOptions, of_group
+from losslab.optim.eigenspace.stack import Stack
+
+OPTION_NAMES = tuple(field.name for field in fields(TALTOptions))
+Stacks = list[tuple[list[Tensor], Stack]]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The stacks of the parameters that had gradients in the last step, and the settings they were made for."""
+
+    asked: tuple[Any, ...]
+    moved: tuple[Tensor, ...]
+    stacks: Stacks
+
+
+class Plans:
+    """The plans of all groups of an optimizer."""
+
+    def __init__(self) -> None:
+        self._plans: dict[int, _Plan] = {}
+
+    def stacks(
+        self, index: int, group: dict[str, Any], moved: tuple[Tensor, ...], states: MutableMapping[Tensor, Any]
+    ) -> Stacks:
+        """The parameters that move, by stacks; as in the last step where nothing has changed.
+
+        Args:
+            index: Of the group.
+            group: Its settings.
+            moved: Its parameters that have gradients.
+            states: Of all parameters; they become views into the stacks.
+
+        Raises:
+            ValueError: The group's settings are not those with which a state was made.
+        """
+        asked = (group["structure"], *(group[name] for name in OPTION_NAMES))
+        plan = self._plans.get(index)
+        same = plan is not None and plan.asked == asked and len(plan.moved) == len(moved)
+        if plan is None or not same or any(a is not b for a, b in zip(plan.moved, moved, strict=True)):
+            self._forget(moved)
+            plan = self._plans[index] = _Plan(asked, moved, _stacked(group, moved, states))
+        return plan.stacks
+
+    def _forget(self, moved: tuple[Tensor, ...]) -> None:
+        """Plans with any of these parameters: their states are about to become views into other stacks."""
+        taken = set(moved)
+        self._plans = {index: plan for index, plan in self._plans.items() if taken.isdisjoint(plan.moved)}
+
+
+def _stacked(group: dict[str, Any], moved: tuple[Tensor, ...], states: MutableMapping[Tensor, Any]) -> Stacks:
+    """Parameters of one layout, device, precision and age make one stack; new ones get their first state."""
+    options = of_group(group)
+    alike: dict[Any, list[Tensor]] = {}
+    for parameter in moved:
+        of = layout_of(parameter, group, options)
+        if not states[parameter]:
+            states[parameter].update(new_state(of, parameter))
+        _require_shapes(states[parameter], of)
+        precise = parameter.dtype == torch.float64
+        alike.setdefault((of, parameter.device, precise, int(states[parameter]["step"])), []).append(parameter)
+    return [
+        (members, Stack.of([states[member] for member in members], of, options)) for (of, *_), members in alike.items()
+    ]
+
+
+def layout_of(parameter: Tensor, group: dict[str, Any], options: TALTOptions) -> Layout:
+    """How a group's settings have TALT see a parameter."""
+    return layout(parameter.shape, group["structure"], options, 8 if parameter.dtype == torch.float64 else 4)
+
+
+def _require_shapes(state: dict[str, Tensor], of: Layout) -> None:
+    there = {name: tuple(value.shape) for name, value in state.items() if name != "step"}
+    if there != of.shapes:
+        changed = min(set(there.items()) ^ set(of.shapes.items()))[0]
+        raise ValueError(
+            f"param_groups: expected settings with which the state was made, got others ({changed} has another shape); "
+            "structure, sides and memory are fixed at a parameter's first step"
+        )

@@ -1,0 +1,58 @@
+"""Which parameters of a network have an eigenspace worth finding: the weights of hidden layers."""
+
+from collections.abc import Collection
+from typing import Any
+
+from torch import nn
+
+KERNELS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TABLES = (nn.Embedding, nn.EmbeddingBag)
+EXCLUDED = ("embedding", "head")
+
+
+def talt_param_groups(model: nn.Module, exclude: Collection[str] = EXCLUDED) -> list[dict[str, Any]]:
+    """Which parameters does TALT work on in their eigenspace, and which does it leave to AdamW's rule?
+
+    `TALT(talt_param_groups(model), lr=3e-3)`: hidden matrices and convolution kernels have the optimizer's `structure`;
+    embeddings, the last layer, biases and gains are "diagonal". A gradient of an embedding has a few rows of many, the
+    last layer's has a row a class, and what has one axis has no other side.
+
+    Args:
+        model: Its layers decide (`hidden_matrices`).
+        exclude: Which matrices are diagonal too: "embedding", "head", both or none of them.
+
+    Returns:
+        One or two groups, of parameters with their names.
+
+    Raises:
+        ValueError: `exclude` names something else.
+    """
+    hidden = {id(parameter) for parameter in hidden_matrices(model, exclude)}
+    named = list(model.named_parameters())
+    groups: list[dict[str, Any]] = [
+        {"params": [pair for pair in named if id(pair[1]) in hidden]},
+        {"params": [pair for pair in named if id(pair[1]) not in hidden], "structure": "diagonal"},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def hidden_matrices(model: nn.Module, exclude: Collection[str] = EXCLUDED) -> list[nn.Parameter]:
+    """Matrices and convolution kernels, without embeddings and without the last linear or convolutional layer.
+
+    Args:
+        model: Any. A weight that is embedding and last layer at once, where they are tied, is what either of them is.
+        exclude: "embedding", "head", both or none of them.
+
+    Raises:
+        ValueError: `exclude` names something else.
+    """
+    if isinstance(exclude, str) or (unknown := set(exclude) - set(EXCLUDED)):
+        got = exclude if isinstance(exclude, str) else min(unknown)
+        raise ValueError(f"exclude: expected a tuple of {' and '.join(map(repr, EXCLUDED))}, or of one, got {got!r}")
+    modules = list(model.modules())
+    kernels = {id(module.weight) for module in modules if isinstance(module, KERNELS)}
+    tables = {id(module.weight) for module in modules if isinstance(module, TABLES)}
+    layers = [id(module.weight) for module in modules if isinstance(module, (nn.Linear, *KERNELS))]
+    not_hidden = (tables if "embedding" in exclude else set()) | set(layers[-1:] if "head" in exclude else ())
+    matrices = (p for p in model.parameters() if p.ndim == 2 or id(p) in kernels)
+    return [parameter for parameter in matrices if id(parameter) not in not_hidden]

@@ -1,0 +1,261 @@
+"""What TALT finds and does where the answer is known: eigenspaces, amplification, rotations, memory."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from losslab.optim import TALT, TALTOptions
+from losslab.optim.eigenspace.options import plain
+from talt_twins import drawn, normal, placed, step
+
+STILL = TALTOptions(dynamic_updates=False, update_interval=10)  # new bases after steps 1, 10, 20, …
+
+
+def orthogonal(size: int, seed: int) -> torch.Tensor:
+    return torch.linalg.qr(normal(size, size, generator=torch.Generator().manual_seed(seed))).Q
+
+
+def test_the_eigenspace_of_a_quadratic_is_found():
+    """Gradients H_L X H_R of ½⟨X, H_L X H_R⟩ plus noise, all Kronecker products with the same two eigenbases."""
+    P, S, generator = orthogonal(4, 1), orthogonal(5, 2), torch.Generator().manual_seed(3)
+    left, right = 4.0 ** torch.arange(4).double(), 3.0 ** torch.arange(5).double()
+    X = normal(4, 5, generator=generator)
+    # betas[1] and the covariance average over some 200 steps, a step size below 2/λ_max keeps X at the minimum
+    options = replace(STILL, covariance_decay=0.995, valley_strength=0.0)
+    optimizer = TALT([X], lr=1e-5, betas=(0.9, 0.995), options=options)
+    for _ in range(250):
+        noise = left.sqrt()[:, None] * normal(4, 5, generator=generator) * right.sqrt()
+        hessian = left[:, None] * (P.T @ X @ S) * right * 1e-3
+        step(optimizer, [P @ (hessian + noise) @ S.T])
+    state = optimizer.state[X]
+    for basis, true in ((state["basis_left"], P.flip(1)), (state["basis_right"], S.flip(1))):
+        cosines = (basis.T @ true).abs()
+        assert cosines.diagonal().min() > 0.99
+    found = state["exp_avg_sq"] / (1 - 0.995**250)
+    expected = (left[:, None] * right).flip(0, 1)
+    error = (found / expected).log2().abs()  # expected ones span 2^12.3; the smallest have most of others mixed in
+    assert error.max() < 1.5
+    assert error.median() < 0.3
+
+
+def updates(gradients, options, **settings):
+    """Those of the last step, in the eigenbasis; the eigenvalues in units of that step's, and the thresholds."""
+    X = placed([gradients[0][0].shape])[0]
+    optimizer = TALT([X], lr=1.0, betas=(0.9, 0.95), options=options, **settings)
+    for now in gradients[:-1]:
+        step(optimizer, now)
+    before, state = X.clone(), optimizer.state[X]
+    left, right, cuts = (state[name].clone() for name in ("basis_left", "basis_right", "cuts"))
+    near = bool(state["near"])
+    step(optimizer, gradients[-1])
+    values = state["exp_avg_sq"] / (1 - 0.95 ** len(gradients))
+    return left.T @ (before - X) @ right, values, cuts.flatten(), near, float(state["scale"])
+
+
+@pytest.mark.parametrize("width", [1e-3, 0.5, 1.0])
+@pytest.mark.parametrize("fraction", [0.01, 0.9], ids=["far", "near"])
+def test_valleys_and_only_they_are_amplified(width, fraction):
+    """Fixes 3 and 7: by 1 + v·σ((log λ_low − log λ)/w), with 0.3·v near a minimum."""
+    gradients = drawn([(4, 5)], 15)
+    options = replace(STILL, gate_width=width, near_fraction=fraction, valley_strength=2.0)
+    amplified, values, (low, _, _), near, _ = updates(gradients, options)
+    plainly, same_values, *_ = updates(gradients, replace(options, valley_strength=0.0))
+    assert torch.equal(values, same_values)  # amplification does not feed back
+    assert near == (fraction > 0.5)
+    strength = 2.0 * (0.3 if near else 1.0)
+    expected = 1 + strength * torch.sigmoid((low.log() - values.log()) / width)
+    torch.testing.assert_close(amplified / plainly, expected, rtol=1e-9, atol=0)
+    assert 0 < (values < low).sum() < 15  # 20 % of the 20 were below it, five steps before
+
+
+def test_high_curvature_and_only_it_is_damped():
+    gradients = drawn([(4, 5)], 15)
+    options = replace(STILL, gate_width=1e-3, valley_strength=0.0, damping=0.25)
+    damped, values, (_, _, high), *_ = updates(gradients, options)
+    plainly, *_ = updates(gradients, replace(options, damping=1.0))
+    torch.testing.assert_close(damped / plainly, torch.where(values > high, 0.25, 1.0).double(), rtol=1e-9, atol=0)
+    assert 0 < (values > high).sum() < 10
+
+
+def test_fixed_thresholds_are_in_units_of_the_squared_gradient():
+    gradients = [[1e12 * g for g in now] for now in drawn([(4, 5)], 15)]
+    plainly, values, _, _, unit = updates(gradients, replace(STILL, valley_strength=0.0))
+    assert unit > 1e10  # squares of larger gradients would leave float32's range
+    lower, upper = (float(v) for v in values.flatten().sort().values[9:11])
+    cut = math.sqrt(lower * upper) * unit**2
+    options = replace(STILL, gate_width=1e-4, statistical_thresholds=False, thresholds=(cut, math.inf))
+    amplified, *_ = updates(gradients, options)
+    torch.testing.assert_close(amplified / plainly, torch.where(values * unit**2 <= cut, 2.0, 1.0).double())
+
+
+def test_before_there_is_a_basis_all_directions_are_alike():
+    gradients = drawn([(4, 5)], 1)
+    X = placed([(4, 5)])[0]
+    before = X.clone()
+    step(TALT([X], lr=1.0, options=TALTOptions(nesterov=False)), gradients[0])
+    rms = gradients[0][0].square().mean().sqrt()
+    torch.testing.assert_close(before - X, gradients[0][0] / (rms + 1e-8), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.25, 0.5])
+def test_the_response_s_power_whitens(power):
+    """s = λ^−p · rms^(2p−1): products of p = ½ and p = 0 are in the ratio λ^½ : rms, and so on."""
+    gradients = drawn([(4, 5)], 15)
+    options = replace(STILL, valley_strength=0.0)
+    whitened, values, *_ = updates(gradients, options, eps=0.0)
+    other, *_ = updates(gradients, replace(options, power=power), eps=0.0)
+    expected = (values / values.mean()) ** (0.5 - power)
+    torch.testing.assert_close(other / whitened, expected, rtol=1e-9, atol=0)
+
+
+def path(gradient, start, options, structure):
+    X, found = start.clone(), []
+    optimizer = TALT([X], lr=0.05, options=options, structure=structure)
+    for t in range(40):
+        step(optimizer, [gradient(X, t)])
+        found.append(X.clone())
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        TALTOptions(),
+        TALTOptions(power=0.25, damping=0.5, clip=2.0, near_fraction=0.9),
+        TALTOptions(incremental_covariance=False),
+        TALTOptions(transformation_stability=False, dynamic_updates=False, update_interval=3),
+    ],
+    ids=["all fixes", "other responses", "batch covariance", "unmixed"],
+)
+def test_rotating_the_problem_rotates_the_trajectory(options):
+    """X → P X Sᵀ: the same to rounding with Kronecker bases, not so with the axes for a basis, as Adam has it."""
+    generator = torch.Generator().manual_seed(5)
+    H, noise = normal(16, 16, generator=generator), normal(40, 4, 4, generator=generator)
+    H, P, S, start = H @ H.T / 16, orthogonal(4, 6), orthogonal(4, 7), normal(4, 4, generator=generator)
+
+    def gradient(X, t):
+        return (H @ X.flatten()).view(4, 4) + noise[t]
+
+    def turned(Y, t):
+        return P @ gradient(P.T @ Y @ S, t) @ S.T
+
+    for structure, bound in (("kronecker", 1e-8), ("polar", 1e-8)):
+        expected = P @ path(gradient, start, options, structure) @ S.T
+        found = path(turned, P @ start @ S.T, options, structure)
+        torch.testing.assert_close(found, expected, rtol=0, atol=bound)
+    expected = P @ path(gradient, start, options, "diagonal") @ S.T
+    assert (path(turned, P @ start @ S.T, options, "diagonal") - expected).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("structure", "options"),
+    [
+        ("lowrank", TALTOptions(adaptive_memory=False, base_memory=3)),
+        ("kronecker", TALTOptions(adaptive_memory=False, base_memory=2, max_side=3)),
+    ],
+    ids=["lowrank", "both sides truncated"],
+)
+def test_what_is_not_kept_still_moves(structure, options):
+    """Directions outside the kept ones are the valleys: the founding prototype set them to zero."""
+    gradients = drawn([(6, 7)], 20)
+    X = placed([(6, 7)])[0]
+    optimizer = TALT([X], lr=1.0, structure=structure, options=options)
+    for now in gradients[:-1]:
+        step(optimizer, now)
+    before = X.clone()
+    bases = [optimizer.state[X][name].clone() for name in ("basis_left", "basis_right")]
+    step(optimizer, gradients[-1])
+    U = before - X
+    outside = U.flatten()[None] if structure == "lowrank" else U
+    for axis, Q in enumerate(bases):
+        if len(Q) > Q.shape[1]:
+            outside = outside - (Q @ (Q.T @ outside) if axis == 0 else (outside @ Q) @ Q.T)
+    assert outside.norm() > 0.1 * U.norm()
+
+
+def test_a_polar_step_is_muons():
+    """Newton–Schulz of the averaged gradient, as long as AdamW's: torch.optim.Muon, which computes it in bfloat16."""
+    gradients = [[g.float() for g in now] for now in drawn([(6, 9)], 10)]
+    ours, theirs = (nn.Parameter(placed([(6, 9)])[0].float()) for _ in range(2))
+    options = TALTOptions(nesterov=False)
+    first = TALT([ours], lr=0.1, weight_decay=0.1, structure="polar", options=options)
+    second = torch.optim.Muon([theirs], lr=0.1, nesterov=False, adjust_lr_fn="match_rms_adamw")
+    start = ours.detach().clone()
+    for now in gradients:
+        step(first, now)
+        step(second, now)
+    assert (ours - theirs).norm() < 0.02 * (ours - start).norm()
+
+
+MODEL = {"matrix": (12, 20), "kernel": (8, 3, 3, 3), "gain": (7,), "scalar": (), "column": (9, 1), "nothing": (0, 4)}
+
+
+@pytest.mark.parametrize("structure", ["auto", "kronecker", "lowrank", "polar", "diagonal"])
+@pytest.mark.parametrize(
+    "options",
+    [TALTOptions(), TALTOptions(max_side=6, incremental_covariance=False), TALTOptions(one_sided=True, max_side=10)],
+    ids=["default", "truncated, batch covariance", "one-sided"],
+)
+def test_memory_is_told_before_it_is_taken(structure, options):
+    parameters = [nn.Parameter(torch.zeros(shape)) for shape in MODEL.values()]
+    optimizer = TALT(parameters, structure=structure, options=options)
+    told = optimizer.state_numbers()
+    assert not optimizer.state
+    step(optimizer, [torch.ones_like(parameter) for parameter in parameters])
+    kept = [state for parameter, state in optimizer.state.items() if parameter.numel()]
+    assert told == sum(v.numel() for state in kept for name, v in state.items() if name != "step")
+
+
+def test_memory_has_hard_caps():
+    """10 % of a million dimensions are 100,000 rows of 4 MB each: fix 1's formula alone would ask for 373 GB."""
+    X = nn.Parameter(torch.empty(1000, 1000, device="meta"))
+    for options, rank in (
+        (TALTOptions(), 67),  # 256 MiB of rows of 4 MB, before 128 rows are reached
+        (TALTOptions(max_megabytes=1000.0), 128),
+        (TALTOptions(max_megabytes=1000.0, max_memory=20), 20),
+        (TALTOptions(max_megabytes=1e-3), 1),
+        (TALTOptions(adaptive_memory=False), 10),
+    ):
+        numbers = TALT([X], structure="lowrank", options=options).state_numbers()
+        assert 2 * rank * 10**6 + 10**6 < numbers < (2 * rank + 1) * 10**6 + 10**4
+        batch = replace(options, incremental_covariance=False)
+        assert TALT([X], structure="lowrank", options=batch).state_numbers() == numbers + rank * 10**6
+
+
+def test_the_formula_of_fix_1():
+    on, off = TALTOptions(max_memory=10**6), TALTOptions(adaptive_memory=False, max_memory=10**6)
+    assert [on.rank(d, 8) for d in (4, 9, 100, 400, 700, 2000)] == [4, 9, 20, 40, 70, 200]
+    assert [off.rank(d, 8) for d in (4, 9, 100, 400, 700, 2000)] == [4, 9, 10, 10, 10, 10]
+
+
+def test_the_schedule_of_fix_2():
+    on, off = TALTOptions(), TALTOptions(dynamic_updates=False)
+    assert [on.interval(t) for t in (1, 9, 19, 20, 55, 99, 100, 5000)] == [1, 1, 1, 2, 5, 9, 10, 10]
+    assert {off.interval(t) for t in range(1, 200)} == {10}
+    X = torch.zeros(3, 3, dtype=torch.float64)
+    optimizer = TALT([X], options=on)
+    for now in drawn([(3, 3)], 47):
+        step(optimizer, now)
+    # 1–20; 22–30; 33, 36, 39; 40, 44
+    assert optimizer.state[X]["refreshes"].tolist() == [20 + 5 + 3 + 2, 0, 44]
+
+
+def test_each_group_has_structure_and_fixes_of_its_own():
+    gradients = drawn([(3, 4), (3, 4), (3, 4)], 12)
+    settings = [
+        {"structure": "diagonal"},
+        plain(TALTOptions(power=0.25)),
+        {"structure": "lowrank", "lr": 0.1, "weight_decay": 0.3, "betas": (0.5, 0.9), "nesterov": False},
+    ]
+    together, alone = placed([(3, 4)] * 3), placed([(3, 4)] * 3)
+    one = TALT([{"params": [p], **own} for p, own in zip(together, settings, strict=True)], lr=0.01)
+    many = [TALT([{"params": [p], **own}], lr=0.01) for p, own in zip(alone, settings, strict=True)]
+    for now in gradients:
+        step(one, now)
+        for optimizer, gradient in zip(many, now, strict=True):
+            step(optimizer, [gradient])
+    for a, b in zip(together, alone, strict=True):
+        assert torch.equal(a, b)
