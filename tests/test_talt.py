@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -607,3 +608,30 @@ def test_fixes_by_name():
         TALTOptions().with_fixes(["gradient_smothing"])
     with pytest.raises(ValueError, match=message):
         TALTOptions().without("gradient_smothing")
+
+
+def test_a_costly_tensor_is_named_where_the_tokens_are_told():
+    wide = nn.Parameter(torch.zeros(64, 100))
+    with pytest.warns(UserWarning, match=r"the tensor \(64, 100\) costs 2.6 times its forward and backward pass at 64"):
+        TALT([wide], tokens=64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TALT([wide], tokens=400)
+        TALT([wide], tokens=64, structure="diagonal")
+        TALT([wide])
+
+
+def test_a_probe_has_a_say_in_what_is_near_a_minimum():
+    """At a saddle the loss curves down along the way, and valleys stay as amplified as they were."""
+    for sign, rising in ((1.0, 1.0), (-1.0, 0.0)):
+        x = nn.Parameter(torch.ones(3, 4))
+
+        def loss(x=x, sign=sign):
+            return sign * x.square().sum()
+
+        optimizer = TALT([x], 1e-3, probe=loss, options=TALTOptions(probe_interval=3))
+        for done in range(1, 6):
+            optimizer.zero_grad()
+            loss().backward()
+            optimizer.step()
+            assert optimizer.state[x]["rising"].item() == (1.0 if done <= 3 else rising)

@@ -7,6 +7,7 @@ that falls with λ. `talt_reference` has it in equations, docs/talt.md in words 
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,8 @@ from losslab.optim.eigenspace.options import STRUCTURES, TALTOptions, nearest, o
 from losslab.optim.eigenspace.plans import Plans, layout_of
 from losslab.optim.eigenspace.update import update
 from losslab.optim.probe import step_curvature
+
+WARN_ABOVE = 0.5  # of forward and backward
 
 
 class TALT(Optimizer):
@@ -40,6 +43,8 @@ class TALT(Optimizer):
             few directions of the flat gradient; "polar" no covariance at all, its update is Muon's.
         options: The eight fixes, and their numbers.
         maximize: Whether to go uphill.
+        tokens: Examples × positions of a step, if it is to be told where eigenspaces cost more than half as much as
+            forward and backward.
         probe: Computes a batch's loss; every `probe_interval` steps one Hessian product along the way then has a say in
             fix 7: near a minimum the loss curves up there. A covariance cannot tell a minimum from a saddle.
 
@@ -58,10 +63,11 @@ class TALT(Optimizer):
         structure: str = "auto",
         options: TALTOptions | None = None,
         maximize: bool = False,
+        tokens: int | None = None,
         probe: Callable[[], Tensor] | None = None,
     ) -> None:
         own = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "structure": structure}
-        self._plans, self.probe = Plans(), probe
+        self._plans, self.probe, self.tokens = Plans(), probe, tokens
         super().__init__(params, {**own, "maximize": maximize, "skipped": 0, **plain(options or TALTOptions())})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -80,6 +86,20 @@ class TALT(Optimizer):
             if parameter.is_complex():
                 self.param_groups.pop()
                 raise ValueError(f"params: expected real tensors, got {parameter.dtype}; use torch.view_as_real")
+        self._warn_of_cost(self.param_groups[-1])
+
+    def _warn_of_cost(self, group: dict[str, Any]) -> None:
+        if self.tokens is None:
+            return
+        shapes = [(layout_of(p, group, of_group(group)).overhead, tuple(p.shape)) for p in group["params"] if p.numel()]
+        overhead, shape = max(shapes, default=(0.0, ()))
+        if overhead > WARN_ABOVE * self.tokens:
+            ratio = overhead / self.tokens
+            warnings.warn(
+                f"TALT: a step of the tensor {shape} costs {ratio:.2g} times its forward and backward pass at "
+                f"{self.tokens} tokens; larger batches, a smaller max_side, or structure='diagonal' for it",
+                stacklevel=3,
+            )
 
     @property
     def skipped(self) -> int:
@@ -192,7 +212,8 @@ class TALT(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a copy or an unpickled optimizer, and inside `load_state_dict`."""
         super().__setstate__(state)
-        self._plans, self.probe = Plans(), getattr(self, "probe", None)
+        self._plans = Plans()
+        self.probe, self.tokens = getattr(self, "probe", None), getattr(self, "tokens", None)
 
 
 def _check(group: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """TALT as it is defined, one equation a line: slow, whole matrices, tensor by tensor. `TALT` gives the same numbers.
 
 G gradient as a matrix, C covariance of one side, Q its basis (all of it: the r kept columns, then any others), M and V
-averages of the rotated gradient and of its square, s response, U update. Primes of the equations are in docs/talt.md.
+averages of the rotated gradient and of its square, s response, U update.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ RIDGE = 1e-3  # of the mean eigenvalue: directions without any gradient stay whe
 
 
 class TALTReference:
-    """TALT on tensors of two dimensions or fewer, all of one structure; the settings are those of `TALT`."""
+    """TALT on tensors that are all of one structure; the settings are those of `TALT`."""
 
     def __init__(
         self,
@@ -39,12 +39,12 @@ class TALTReference:
         m, n = (1, parameter.numel()) if self.structure == "lowrank" else (len(parameter), parameter[0].numel())
         zero, o = parameter.new_zeros(m, n), self.options
         limit = 1 if self.structure == "lowrank" else o.max_side
-        ranks = [k if k <= limit else o.rank(k, k * zero.element_size()) for k in (m, n)]
         still = [self.structure == "diagonal" or (o.one_sided and m != n and k == max(m, n)) for k in (m, n)]
-        ranks = [k if keeps else r for k, r, keeps in zip((m, n), ranks, still, strict=True)]
+        whole = [keeps or k <= limit for k, keeps in zip((m, n), still, strict=True)]
+        ranks = [k if all_ else o.rank(k, k * zero.element_size()) for k, all_ in zip((m, n), whole, strict=True)]
         rows = o.rank(m * n, m * n * zero.element_size())
-        state = SimpleNamespace(t=0, M=zero, V=zero.clone(), ranks=ranks, recent=[], rows=rows, peak=0.0, near=False)
-        state.still, state.cuts = still, None
+        state = SimpleNamespace(t=0, M=zero, V=zero, ranks=ranks, still=still, rows=rows, recent=[])
+        state.cuts, state.peak, state.near = None, 0.0, False
         state.Q = [torch.eye(k, dtype=zero.dtype) for k in (m, n)]
         state.C = [zero.new_zeros(k, k if r == k else r) for k, r in zip((m, n), ranks, strict=True)]
         return state
@@ -73,27 +73,21 @@ class TALTReference:
             s[:, S.ranks[1] :] = s[:, : S.ranks[1]].min()
         U = S.Q[0] @ (M * s) @ S.Q[1].T
         self._observe(G, S)
-        changed = (S.M - before).norm() > o.trigger_bound * S.M.norm()
-        if (
-            o.shapes
-            and not all(S.still)
-            and (S.t == 1 or S.t % o.interval(S.t) == 0 or (S.t % 5 == 0 and self._triggered(S, bool(changed))))
-        ):
+        due = S.t == 1 or S.t % o.interval(S.t) == 0 or (S.t % 5 == 0 and self._triggered(S, before))
+        if o.shapes and not all(S.still) and due:
             self._refresh(S)
         return U if o.match_rms is None else U * o.match_rms / (U**2).mean().sqrt()
 
     def _response(self, V: Tensor, all_V: Tensor, S: SimpleNamespace) -> Tensor:
-        o, p, w = self.options, self.options.power, self.options.gate_width
+        o, p = self.options, self.options.power
         rms = all_V.mean().sqrt() + self.eps
         s = (V.sqrt() + self.eps) ** (-2 * p) * rms ** (2 * p - 1) if o.parameter_normalization else torch.ones_like(V)
         if S.cuts is None:
             return s
-        low, high = (S.cuts[0], S.cuts[2]) if o.statistical_thresholds else o.thresholds
+        cuts = S.cuts[[0, 2]] if o.statistical_thresholds else torch.tensor(o.thresholds, dtype=V.dtype)
+        low, high = (torch.sigmoid((cut.log() - V.log()) / o.gate_width) for cut in cuts)
         v = o.valley_strength * (o.near_factor if o.selective_amplification and S.near else 1.0)
-        s = s * (1 + v * torch.sigmoid((torch.as_tensor(low, dtype=V.dtype).log() - V.log()) / w))
-        return s * (
-            o.damping + (1 - o.damping) * torch.sigmoid((torch.as_tensor(high, dtype=V.dtype).log() - V.log()) / w)
-        )
+        return s * (1 + v * low) * (o.damping + (1 - o.damping) * high)
 
     def _observe(self, G: Tensor, S: SimpleNamespace) -> None:
         a = self.options.covariance_decay
@@ -109,51 +103,46 @@ class TALTReference:
         A, r = (G if side == 0 else G.T), S.ranks[side]
         return A @ A.T if r == len(A) else A @ (A.T @ S.Q[side][:, :r])
 
-    def _triggered(self, S: SimpleNamespace, changed: bool) -> bool:
-        if self.options.trigger != "off_diagonal" or not self.options.dynamic_updates:
-            return changed and self.options.trigger == "gradient_change" and self.options.dynamic_updates
+    def _triggered(self, S: SimpleNamespace, before: Tensor) -> bool:
+        o = self.options
+        if o.trigger == "gradient_change" or not o.dynamic_updates:
+            return o.dynamic_updates and bool((S.M - before).norm() > o.trigger_bound * S.M.norm())
         products = [S.Q[i][:, :r].T @ self._times_basis(S, i) for i, r in enumerate(S.ranks) if not S.still[i]]
-        return any((P - P.diag().diag()).norm() > self.options.trigger_bound * P.norm() for P in products)
+        return o.trigger != "none" and any((P - P.diag().diag()).norm() > o.trigger_bound * P.norm() for P in products)
 
     def _times_basis(self, S: SimpleNamespace, side: int) -> Tensor:
         return S.C[side] @ S.Q[side] if S.ranks[side] == len(S.Q[side]) else S.C[side]
 
     def _refresh(self, S: SimpleNamespace) -> None:
-        o, first = self.options, S.t == 1
-        orders, T = [], []
+        o = self.options
+        orders, T = [torch.arange(len(Q)) for Q in S.Q], [torch.eye(len(Q), dtype=Q.dtype) for Q in S.Q]
         for i, r in enumerate(S.ranks):
             if S.still[i]:
-                orders.append(torch.arange(r))
-                T.append(S.Q[i])
                 continue
             old, A = S.Q[i], self._times_basis(S, i)
             values = (old[:, :r] * A).sum(0)
             order = values.argsort(descending=True)
             mixed = (1 - o.blend) * old[:, :r] * values + o.blend * A if o.transformation_stability else A
             mixed = mixed + RIDGE * values.mean() * old[:, :r]
-            new = torch.linalg.eigh(S.C[i])[1].flip(1) if first and r == len(old) else _basis(mixed[:, order])
-            S.Q[i] = new
-            orders.append(torch.cat([order, torch.arange(r, len(old))]))
-            T.append(new.T @ old)
+            first = S.t == 1 and r == len(old)
+            spanned = torch.linalg.qr(mixed[:, order], mode="complete").Q  # the first r columns what these span
+            new = S.Q[i] = torch.linalg.eigh(S.C[i])[1].flip(1) if first else spanned
+            orders[i][:r] = order
+            T[i] = new.T @ old
             if r < len(old):  # C Q for the new Q, of what lies along the old one
                 S.C[i] = S.C[i] @ T[i][:r, :r].T
         S.M = T[0] @ S.M @ T[1].T
         moved = T[0] ** 2 @ S.V @ (T[1] ** 2).T if o.transformation_stability else S.V[orders[0]][:, orders[1]]
         S.V = _pooled(moved, S.ranks)
-        V = S.V / (1 - self.betas[1] ** S.t)
+        V, mean = S.V / (1 - self.betas[1] ** S.t), float(S.V.mean()) / (1 - self.betas[1] ** S.t)
         kept = [slice(r + (r < len(Q))) for r, Q in zip(S.ranks, S.Q, strict=True)]
         levels = torch.tensor([o.percentiles[0], 50.0, o.percentiles[1]], dtype=V.dtype) / 100
         S.cuts = torch.quantile(V[kept[0], kept[1]].flatten(), levels)
-        S.peak = max(S.peak, float(V.mean()))
-        S.near = float(V.mean()) < o.near_fraction * S.peak
+        S.peak = max(S.peak, mean)
+        S.near = mean < o.near_fraction * S.peak
 
 
 def _pooled(V: Tensor, ranks: Sequence[int]) -> Tensor:
     """Beyond the first r rows and columns all are alike: their mean."""
     V = torch.cat([V[: ranks[0]], V[ranks[0] :].mean(0, keepdim=True).expand(len(V) - ranks[0], -1)])
     return torch.cat([V[:, : ranks[1]], V[:, ranks[1] :].mean(1, keepdim=True).expand(-1, V.shape[1] - ranks[1])], 1)
-
-
-def _basis(A: Tensor) -> Tensor:
-    """An orthogonal matrix whose first columns span what A's first columns span."""
-    return torch.linalg.qr(A, mode="complete").Q

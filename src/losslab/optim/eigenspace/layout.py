@@ -78,6 +78,14 @@ class Layout:
         return found | ({"recent": (self.remembered, m, n)} if self.remembered else {})
 
     @property
+    def overhead(self) -> float:
+        """A step's operations over 6·m·n; forward and backward take one a token. m + n for whole sides."""
+        if self.structure == "polar":
+            return 5 * min(self.left.length, self.right.length)  # five steps of three products
+        turning = [side for _, side in self.sides if not side.still]
+        return sum(side.length if side.whole else 4 / 3 * side.kept for side in turning)
+
+    @property
     def numbers(self) -> int:
         """In the state, all together."""
         return sum(math.prod(shape) for shape in self.shapes.values())
