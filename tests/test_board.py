@@ -220,9 +220,16 @@ def answer(url: str) -> bytes:
         return response.read()
 
 
+# What a shell has started in the background ignores Ctrl-C, and its children do too unless they say otherwise.
+HEEDING = (
+    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "runpy.run_module('losslab', run_name='__main__')"
+)
+
+
 def test_it_answers_over_http_on_this_machine_and_ends_at_ctrl_c(tmp_path):
     make_run(tmp_path / "runs" / "a", 2)
-    command = [sys.executable, "-m", "losslab", "board", str(tmp_path / "runs"), "--port", "0"]
+    command = [sys.executable, "-c", HEEDING, "board", str(tmp_path / "runs"), "--port", "0"]
     aside = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=aside) as program:
         url = program.stdout.readline().split()[0]

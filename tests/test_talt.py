@@ -610,6 +610,31 @@ def test_fixes_by_name():
         TALTOptions().without("gradient_smothing")
 
 
+def test_bases_on_their_way_are_saved_and_copied():
+    """A run that is saved, copied or goes on between two refreshes is the run that was not."""
+    options = TALTOptions(asynchronous=True, update_interval=4)
+    gradients = drawn([(3, 4), (4, 4)], 45)
+    paths = []
+    for saved_at in (None, 25, 42):
+        parameters = [nn.Parameter(torch.zeros(shape, dtype=torch.float64)) for shape in ((3, 4), (4, 4))]
+        optimizer = TALT(parameters, options=options)
+        for done, given in enumerate(gradients):
+            if done == saved_at:
+                copy.deepcopy(optimizer)
+                state = copy.deepcopy(optimizer.state_dict())
+                optimizer = TALT(parameters, options=options)
+                optimizer.load_state_dict(state)
+            step(optimizer, given)
+        paths.append([parameter.detach().clone() for parameter in parameters])
+    for path in paths[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(path, paths[0], strict=True))
+
+
+def test_bases_from_another_thread_take_no_trigger():
+    with pytest.raises(ValueError, match="trigger: expected 'none' with asynchronous=True, got 'off_diagonal'"):
+        TALTOptions(asynchronous=True, trigger="off_diagonal")
+
+
 def test_a_costly_tensor_is_named_where_the_tokens_are_told():
     wide = nn.Parameter(torch.zeros(64, 100))
     with pytest.warns(UserWarning, match=r"the tensor \(64, 100\) costs 2.6 times its forward and backward pass at 64"):

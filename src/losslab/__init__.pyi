@@ -1,3 +1,4 @@
+from . import optim as optim
 from .analyzer import LandscapeMetrics as LandscapeMetrics
 from .analyzer import LossLandscapeAnalyzer as LossLandscapeAnalyzer
 from .analyzer import compare_architectures as compare_architectures

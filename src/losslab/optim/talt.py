@@ -184,6 +184,7 @@ class TALT(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As every optimizer's; tensors and plain values only, each tensor on its own rather than a part of a stack."""
+        self._plans.settle()
         found = super().state_dict()
         found["state"] = {
             index: {name: value.clone() for name, value in state.items()} for index, state in found["state"].items()
@@ -208,6 +209,11 @@ class TALT(Optimizer):
                     name: value.clone() if name == "step" else value.to(parameter.device, copy=True)
                     for name, value in given["state"][index].items()
                 }
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a copy, or to be pickled."""
+        self._plans.settle()
+        return super().__getstate__()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a copy or an unpickled optimizer, and inside `load_state_dict`."""

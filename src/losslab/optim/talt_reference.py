@@ -38,27 +38,26 @@ class TALTReference:
     def _new(self, parameter: Tensor) -> SimpleNamespace:
         m, n = (1, parameter.numel()) if self.structure == "lowrank" else (len(parameter), parameter[0].numel())
         zero, o = parameter.new_zeros(m, n), self.options
-        limit = 1 if self.structure == "lowrank" else o.max_side
         still = [self.structure == "diagonal" or (o.one_sided and m != n and k == max(m, n)) for k in (m, n)]
-        whole = [keeps or k <= limit for k, keeps in zip((m, n), still, strict=True)]
-        ranks = [k if all_ else o.rank(k, k * zero.element_size()) for k, all_ in zip((m, n), whole, strict=True)]
-        rows = o.rank(m * n, m * n * zero.element_size())
+        longest, width = 1 if self.structure == "lowrank" else o.max_side, zero.element_size()
+        kept = zip((m, n), still, strict=True)
+        ranks = [k if fixed or k <= longest else o.rank(k, k * width) for k, fixed in kept]
+        rows = o.rank(m * n, m * n * width)
         state = SimpleNamespace(t=0, M=zero, V=zero, ranks=ranks, still=still, rows=rows, recent=[])
-        state.cuts, state.peak, state.near = None, 0.0, False
+        state.next, state.cuts, state.peak, state.near = None, None, 0.0, False
         state.Q = [torch.eye(k, dtype=zero.dtype) for k in (m, n)]
         state.C = [zero.new_zeros(k, k if r == k else r) for k, r in zip((m, n), ranks, strict=True)]
         return state
 
     def step(self, gradients: Sequence[Tensor]) -> None:
         """One step of all tensors."""
-        for x, g, state in zip(self.parameters, gradients, self.states, strict=True):
-            update = self._update(g.reshape(state.M.shape), state).reshape(x.shape)
-            x.mul_(1 - self.lr * self.weight_decay).sub_(self.lr * update)
+        for x, g, S in zip(self.parameters, gradients, self.states, strict=True):
+            U = self._update(g.reshape(S.M.shape), S).reshape(x.shape)
+            x.mul_(1 - self.lr * self.weight_decay).sub_(self.lr * U)
 
     def _update(self, G: Tensor, S: SimpleNamespace) -> Tensor:
-        o, (b1, b2) = self.options, self.betas
-        before = S.M
-        S.t += 1
+        o, (b1, b2), a = self.options, self.betas, self.options.covariance_decay
+        before, S.t = S.M, S.t + 1
         rotated = S.Q[0].T @ G @ S.Q[1]
         S.M = b1 * S.M + (1 - b1) * rotated
         S.V = b2 * S.V + (1 - b2) * (_pooled(rotated**2, S.ranks) if S.t > 1 or all(S.still) else (G**2).mean())
@@ -72,7 +71,8 @@ class TALTReference:
         if self.structure == "lowrank" and S.t > 1:
             s[:, S.ranks[1] :] = s[:, : S.ranks[1]].min()
         U = S.Q[0] @ (M * s) @ S.Q[1].T
-        self._observe(G, S)
+        S.recent = [*S.recent, G][-S.rows :]
+        S.C = [a * C + (1 - a) * self._seen(G, S, side) for side, C in enumerate(S.C)]
         due = S.t == 1 or S.t % o.interval(S.t) == 0 or (S.t % 5 == 0 and self._triggered(S, before))
         if o.shapes and not all(S.still) and due:
             self._refresh(S)
@@ -89,15 +89,9 @@ class TALTReference:
         v = o.valley_strength * (o.near_factor if o.selective_amplification and S.near else 1.0)
         return s * (1 + v * low) * (o.damping + (1 - o.damping) * high)
 
-    def _observe(self, G: Tensor, S: SimpleNamespace) -> None:
-        a = self.options.covariance_decay
-        S.recent = [*S.recent, G][-S.rows :]
-        S.C = [
-            sum(self._seen(H, S, side) for H in S.recent) / len(S.recent)
-            if not self.options.incremental_covariance
-            else a * S.C[side] + (1 - a) * self._seen(G, S, side)
-            for side in (0, 1)
-        ]
+    def _covariance(self, S: SimpleNamespace, side: int) -> Tensor:
+        seen = (self._seen(H, S, side) / len(S.recent) for H in S.recent)
+        return S.C[side] if self.options.incremental_covariance else torch.stack(list(seen)).sum(0)
 
     def _seen(self, G: Tensor, S: SimpleNamespace, side: int) -> Tensor:
         A, r = (G if side == 0 else G.T), S.ranks[side]
@@ -111,7 +105,19 @@ class TALTReference:
         return o.trigger != "none" and any((P - P.diag().diag()).norm() > o.trigger_bound * P.norm() for P in products)
 
     def _times_basis(self, S: SimpleNamespace, side: int) -> Tensor:
-        return S.C[side] @ S.Q[side] if S.ranks[side] == len(S.Q[side]) else S.C[side]
+        C = self._covariance(S, side)
+        return C @ S.Q[side] if S.ranks[side] == len(S.Q[side]) else C
+
+    def _found(self, S: SimpleNamespace, side: int, first: bool = False) -> tuple[Tensor, Tensor]:
+        r, o, A = S.ranks[side], self.options, self._times_basis(S, side)
+        old = S.Q[side][:, :r]
+        values = (old * A).sum(0)
+        order = values.argsort(descending=True)
+        if first and r == len(old):
+            return order, torch.linalg.eigh(self._covariance(S, side))[1].flip(1)
+        mixed = (1 - o.blend) * old * values + o.blend * A if o.transformation_stability else A
+        mixed = mixed + RIDGE * values.mean() * old
+        return order, torch.linalg.qr(mixed[:, order], mode="complete").Q  # the first r columns span what these do
 
     def _refresh(self, S: SimpleNamespace) -> None:
         o = self.options
@@ -119,27 +125,22 @@ class TALTReference:
         for i, r in enumerate(S.ranks):
             if S.still[i]:
                 continue
-            old, A = S.Q[i], self._times_basis(S, i)
-            values = (old[:, :r] * A).sum(0)
-            order = values.argsort(descending=True)
-            mixed = (1 - o.blend) * old[:, :r] * values + o.blend * A if o.transformation_stability else A
-            mixed = mixed + RIDGE * values.mean() * old[:, :r]
-            first = S.t == 1 and r == len(old)
-            spanned = torch.linalg.qr(mixed[:, order], mode="complete").Q  # the first r columns what these span
-            new = S.Q[i] = torch.linalg.eigh(S.C[i])[1].flip(1) if first else spanned
+            old = S.Q[i]
+            order, S.Q[i] = S.next[i] if o.asynchronous and S.t > 1 else self._found(S, i, S.t == 1)
             orders[i][:r] = order
-            T[i] = new.T @ old
+            T[i] = S.Q[i].T @ old
             if r < len(old):  # C Q for the new Q, of what lies along the old one
                 S.C[i] = S.C[i] @ T[i][:r, :r].T
+        S.next = [self._found(S, i) for i in (0, 1)] if o.asynchronous else None
         S.M = T[0] @ S.M @ T[1].T
         moved = T[0] ** 2 @ S.V @ (T[1] ** 2).T if o.transformation_stability else S.V[orders[0]][:, orders[1]]
         S.V = _pooled(moved, S.ranks)
-        V, mean = S.V / (1 - self.betas[1] ** S.t), float(S.V.mean()) / (1 - self.betas[1] ** S.t)
+        V = S.V / (1 - self.betas[1] ** S.t)
         kept = [slice(r + (r < len(Q))) for r, Q in zip(S.ranks, S.Q, strict=True)]
         levels = torch.tensor([o.percentiles[0], 50.0, o.percentiles[1]], dtype=V.dtype) / 100
         S.cuts = torch.quantile(V[kept[0], kept[1]].flatten(), levels)
-        S.peak = max(S.peak, mean)
-        S.near = mean < o.near_fraction * S.peak
+        S.peak = max(S.peak, float(V.mean()))
+        S.near = float(V.mean()) < o.near_fraction * S.peak
 
 
 def _pooled(V: Tensor, ranks: Sequence[int]) -> Tensor:

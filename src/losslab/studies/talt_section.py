@@ -56,6 +56,7 @@ class TALTConfig(Section):
     near_factor: float = USUAL.near_factor
     blend: float = USUAL.blend
     match_rms: float | None = USUAL.match_rms
+    asynchronous: bool = USUAL.asynchronous
 
     @model_validator(mode="after")
     def _possible(self) -> "TALTConfig":

@@ -52,7 +52,12 @@ def times_basis(C: Tensor, state: Mapping[str, Tensor], name: str, side: Side) -
     return C @ state[f"basis_{name}"] if side.whole else C
 
 
-def refresh(state: Mapping[str, Tensor], of: Layout, step: int, beta: float, options: TALTOptions) -> None:
+Bases = dict[str, tuple[Tensor, Tensor]]  # by side: the old columns in a new order (b, r), and the new basis (b, k, r)
+
+
+def refresh(
+    state: Mapping[str, Tensor], of: Layout, step: int, beta: float, options: TALTOptions, found: Bases | None = None
+) -> None:
     """New bases, with everything that is written in their coordinates; new thresholds.
 
     Args:
@@ -61,12 +66,18 @@ def refresh(state: Mapping[str, Tensor], of: Layout, step: int, beta: float, opt
         step: Steps done.
         beta: How much of the average of squares is kept from one step to the next, for its bias.
         options: Fixes 3, 7 and 8.
+        found: The new bases, where they are known; None finds them.
     """
+    found = found or new_bases(copies(state, of, step, clone=False), step, options)
     table = state["exp_avg_sq"]
     for name, side in of.sides:
         if side.still:
             continue
-        order, turn = _new_basis(state, name, of, step, options)
+        order, new = found[name]
+        turn = new.mT @ state[f"basis_{name}"]
+        if not side.whole and not of.remembered:  # C times the new basis, of what lies along the old one
+            state[f"covariance_{name}"].copy_(state[f"covariance_{name}"] @ turn.mT)
+        state[f"basis_{name}"].copy_(new)
         axis = 1 if name == "left" else 2
         if side.whole:
             turned = turn @ state["exp_avg"] if axis == 1 else state["exp_avg"] @ turn.mT
@@ -80,26 +91,34 @@ def refresh(state: Mapping[str, Tensor], of: Layout, step: int, beta: float, opt
     state["near"].copy_(mean < options.near_fraction * state["peak"])
 
 
-def _new_basis(
-    state: Mapping[str, Tensor], name: str, of: Layout, step: int, options: TALTOptions
-) -> tuple[Tensor, Tensor]:
-    """The old columns in the order of their eigenvalues (b, r), and QᵀQ_old (b, r, r)."""
-    side = of.left if name == "left" else of.right
-    old, C = state[f"basis_{name}"], covariance(state, name, of, step)
-    A = times_basis(C, state, name, side)
-    values = (old * A).sum(1, keepdim=True)
-    order = values[:, 0].argsort(1, descending=True)
-    if step == 1 and side.whole:
-        new = eigenvectors(C + RIDGE * torch.diag_embed(values.mean(2).expand(-1, side.length)))
-    else:
-        blend = options.blend if options.transformation_stability else 1.0
-        mixed = blend * A + ((1 - blend) * values + RIDGE * values.mean(2, keepdim=True)) * old
-        new = torch.linalg.qr(mixed.gather(2, order[:, None].expand_as(mixed))).Q
-    turn = new.mT @ old
-    if not side.whole and not of.remembered:  # C times the new basis, of what lies along the old one
-        state[f"covariance_{name}"].copy_(C @ turn.mT)
-    old.copy_(new)
-    return order, turn
+Sides = dict[str, tuple[Tensor, Tensor, bool]]
+
+
+def copies(state: Mapping[str, Tensor], of: Layout, step: int, *, clone: bool) -> Sides:
+    """What new bases are found from: of each side the basis, its C or CQ, and whether it is kept whole."""
+    sides = {}
+    for name, side in of.sides:
+        if not side.still:
+            basis, C = state[f"basis_{name}"], covariance(state, name, of, step)
+            sides[name] = (basis.clone(), C.clone(), side.whole) if clone else (basis, C, side.whole)
+    return sides
+
+
+def new_bases(sides: Sides, step: int, options: TALTOptions) -> Bases:
+    """One step of orthogonal iteration; the first time, eigenvectors."""
+    found = {}
+    for name, (old, C, whole) in sides.items():
+        A = C @ old if whole else C
+        values = (old * A).sum(1, keepdim=True)
+        order = values[:, 0].argsort(1, descending=True)
+        if step == 1 and whole:
+            new = eigenvectors(C + RIDGE * torch.diag_embed(values.mean(2).expand(-1, C.shape[1])))
+        else:
+            blend = options.blend if options.transformation_stability else 1.0
+            mixed = blend * A + ((1 - blend) * values + RIDGE * values.mean(2, keepdim=True)) * old
+            new = torch.linalg.qr(mixed.gather(2, order[:, None].expand_as(mixed))).Q
+        found[name] = (order, new)
+    return found
 
 
 def eigenvectors(C: Tensor) -> Tensor:

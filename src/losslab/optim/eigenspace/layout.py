@@ -39,12 +39,21 @@ class Side:
 
 @dataclass(frozen=True)
 class Layout:
-    """A matrix with its two sides, and how many gradients are remembered, where covariances are the last ones'."""
+    """A matrix with its two sides, and how it is treated.
+
+    Attributes:
+        left: Rows.
+        right: Columns.
+        remembered: How many gradients are, where covariances are the last ones'.
+        structure: One of `options.STRUCTURES`, but "auto".
+        ahead: Whether bases are looked for by another thread.
+    """
 
     left: Side
     right: Side
     remembered: int
     structure: str
+    ahead: bool = False
 
     @property
     def sides(self) -> tuple[tuple[str, Side], ...]:
@@ -75,6 +84,8 @@ class Layout:
                 found["refreshes"] = (3,)  # how many, how many of them early, and the step of the last one
                 found[f"basis_{name}"] = (side.length, side.kept)
                 found[f"covariance_{name}"] = (side.length, side.kept)
+                if self.ahead:
+                    found |= {f"next_{name}": (side.length, side.kept), f"order_{name}": (side.kept,)}
         return found | ({"recent": (self.remembered, m, n)} if self.remembered else {})
 
     @property
@@ -123,7 +134,8 @@ def layout(shape: Sequence[int], structure: str, options: TALTOptions, row_bytes
     )
     numbers = rows * columns
     remembers = not still and not options.incremental_covariance
-    return Layout(left, right, options.rank(numbers, numbers * row_bytes) if remembers else 0, structure)
+    remembered = options.rank(numbers, numbers * row_bytes) if remembers else 0
+    return Layout(left, right, remembered, structure, options.asynchronous)
 
 
 def new_state(of: Layout, like: Tensor) -> dict[str, Tensor]:
@@ -134,7 +146,10 @@ def new_state(of: Layout, like: Tensor) -> dict[str, Tensor]:
         like: Gives the device; numbers are float32, or float64 where it is.
     """
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    state = {name: torch.zeros(shape, dtype=dtype, device=like.device) for name, shape in of.shapes.items()}
+    state = {
+        name: torch.zeros(shape, dtype=torch.int64 if name.startswith("order") else dtype, device=like.device)
+        for name, shape in of.shapes.items()
+    }
     if "rising" in state:
         state["rising"].fill_(1.0)  # nothing is known to the contrary
     for name, _ in of.sides:

@@ -69,6 +69,8 @@ class TALTOptions:
         probe_interval: Steps from one Hessian product along the valleys to the next, if the optimizer has a probe.
         blend: Of the newest covariance in the matrix whose basis is taken.
         match_rms: Root mean square to which each update is scaled, 0.2 is about AdamW's; None leaves them.
+        asynchronous: Whether another thread finds the next bases while the training goes on, from the covariances of
+            the last refresh: they are one refresh late. There is no `trigger` then.
 
     Raises:
         ValueError: A value is not one of those that are possible.
@@ -104,6 +106,7 @@ class TALTOptions:
     probe_interval: int = 50
     blend: float = 0.9
     match_rms: float | None = None
+    asynchronous: bool = False
 
     def __post_init__(self) -> None:
         for name in FIXES:
@@ -121,6 +124,8 @@ class TALTOptions:
         _require("valley_strength", self.valley_strength, "a number >= 0", self.valley_strength >= 0)
         _require("clip", self.clip, "a number >= 1", self.clip >= 1)
         _require("match_rms", self.match_rms, "None or a number > 0", self.match_rms is None or self.match_rms > 0)
+        if self.asynchronous:
+            _require("trigger", self.trigger, "'none' with asynchronous=True", self.trigger == "none")
         _require("trigger", self.trigger, f"one of {', '.join(TRIGGERS)}", self.trigger in TRIGGERS)
         for name, top in (("percentiles", 100.0), ("thresholds", math.inf)):
             low, high = getattr(self, name)

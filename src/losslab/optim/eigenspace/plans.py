@@ -52,8 +52,16 @@ class Plans:
             plan = self._plans[index] = _Plan(asked, moved, _stacked(group, moved, states))
         return plan.stacks
 
+    def settle(self) -> None:
+        """Wait for what other threads are at, so that the states are whole."""
+        for plan in self._plans.values():
+            for _, stack in plan.stacks:
+                if stack.coming is not None:
+                    stack.settled()
+
     def _forget(self, moved: tuple[Tensor, ...]) -> None:
         """Plans with any of these parameters: their states are about to become views into other stacks."""
+        self.settle()
         taken = set(moved)
         self._plans = {index: plan for index, plan in self._plans.items() if taken.isdisjoint(plan.moved)}
 

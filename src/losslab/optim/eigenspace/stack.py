@@ -5,11 +5,14 @@ The state of each parameter is a view into its stack's, so that an optimizer's `
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
+from losslab.optim.eigenspace.basis import Bases, copies, new_bases
 from losslab.optim.eigenspace.layout import Layout
 from losslab.optim.eigenspace.options import TALTOptions
 
@@ -30,6 +33,7 @@ class Stack:
         units: The powers of two that the gradients are divided by, so that squares neither overflow nor vanish;
             0 as long as all gradients were.
         unit: The same (b, 1, 1), 1 for 0; None where all are 1.
+        coming: New bases that another thread is looking for.
     """
 
     layout: Layout
@@ -38,6 +42,7 @@ class Stack:
     state: dict[str, Tensor]
     units: list[float]
     unit: Tensor | None = None
+    coming: "Future[Bases] | None" = None
 
     @classmethod
     def of(cls, states: Sequence[dict[str, Tensor]], layout: Layout, options: TALTOptions) -> "Stack":
@@ -48,6 +53,24 @@ class Stack:
         found = cls(layout, options, int(stacked["step"][0]), stacked, stacked["scale"].flatten().tolist())
         found._set_unit()
         return found
+
+    def look_ahead(self) -> None:
+        """Have another thread find the bases of the next refresh, from the covariances of now."""
+        sides = copies(self.state, self.layout, self.step, clone=True)
+        self.coming = _worker().submit(new_bases, sides, self.step + 1, self.options)
+
+    def settled(self) -> Bases:
+        """The bases that were looked for, as a part of the state: waits for them."""
+        if self.coming is not None:
+            for name, (order, new) in self.coming.result().items():
+                self.state[f"order_{name}"].copy_(order)
+                self.state[f"next_{name}"].copy_(new)
+            self.coming = None
+        return {
+            name: (self.state[f"order_{name}"], self.state[f"next_{name}"])
+            for name, side in self.layout.sides
+            if not side.still
+        }
 
     def in_units(self, gradients: Tensor, largest: Sequence[float]) -> Tensor:
         """Gradients (b, m, n) divided by their units, chosen anew where the largest entries do not fit."""
@@ -74,3 +97,9 @@ class Stack:
         scale = self.state["scale"]
         scale.copy_(scale.new_tensor(self.units).reshape(scale.shape))
         self.unit = None if set(self.units) <= {0.0, 1.0} else torch.where(scale == 0, 1.0, scale)
+
+
+@cache
+def _worker() -> ThreadPoolExecutor:
+    """One thread for all: QR decompositions leave Python's lock to others."""
+    return ThreadPoolExecutor(1, thread_name_prefix="talt")

@@ -98,7 +98,10 @@ def _floor(stack: Stack, eps: float) -> Tensor | float:
 
 def _refresh(stack: Stack, before: Tensor | None, beta: float, options: TALTOptions) -> None:
     if stack.step == 1 or stack.step % options.interval(stack.step) == 0:
-        refresh(stack.state, stack.layout, stack.step, beta, options)
+        found = stack.settled() if options.asynchronous and stack.step > 1 else None
+        refresh(stack.state, stack.layout, stack.step, beta, options, found)
+        if options.asynchronous:
+            stack.look_ahead()
         _count(stack.state["refreshes"], stack.step, early=False)
         return
     due = triggered(stack, before, options)
