@@ -276,7 +276,7 @@ def test_talt_has_all_its_settings(model):
     usual = build_optimizer(configured("talt"), model)
     assert type(usual) is TALT
     assert {key: usual.param_groups[0][key] for key in ("lr", "betas", "structure")} == {
-        "lr": 3e-3, "betas": (0.95, 0.95), "structure": "auto",
+        "lr": 5e-3, "betas": (0.9, 0.99), "structure": "auto",
     }  # fmt: skip
     assert all(usual.defaults[key] == value for key, value in vars(TALTOptions()).items())
     given = {"structure": "lowrank", "adaptive_memory": False, "clip": 3, "thresholds": [0.1, 0.2], "base_memory": 4}
