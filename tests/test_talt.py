@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import shutil
 import warnings
 
 import pytest
@@ -633,6 +634,19 @@ def test_bases_on_their_way_are_saved_and_copied():
 def test_bases_from_another_thread_take_no_trigger():
     with pytest.raises(ValueError, match="trigger: expected 'none' with asynchronous=True, got 'off_diagonal'"):
         TALTOptions(asynchronous=True, trigger="off_diagonal")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_it_makes_the_same_steps():
+    gradients = drawn([(3, 4), (6, 5)], 12)
+    ends = []
+    for compiled in (False, True):
+        parameters = [nn.Parameter(torch.zeros(shape, dtype=torch.float64)) for shape in ((3, 4), (6, 5))]
+        optimizer = TALT(parameters, options=TALTOptions(compiled=compiled, max_side=4, base_memory=2, clip=5.0))
+        for given in gradients:
+            step(optimizer, given)
+        ends.append(torch.cat([parameter.detach().flatten() for parameter in parameters]))
+    torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=1e-12)
 
 
 def test_a_costly_tensor_is_named_where_the_tokens_are_told():

@@ -57,6 +57,7 @@ class TALTConfig(Section):
     blend: float = USUAL.blend
     match_rms: float | None = USUAL.match_rms
     asynchronous: bool = USUAL.asynchronous
+    compiled: bool = USUAL.compiled
 
     @model_validator(mode="after")
     def _possible(self) -> "TALTConfig":

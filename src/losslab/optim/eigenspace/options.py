@@ -71,6 +71,8 @@ class TALTOptions:
         match_rms: Root mean square to which each update is scaled, 0.2 is about AdamW's; None leaves them.
         asynchronous: Whether another thread finds the next bases while the training goes on, from the covariances of
             the last refresh: they are one refresh late. There is no `trigger` then.
+        compiled: Whether responses are computed by torch.compile: a third of their time for large tensors, after some
+            seconds for each shape. Needs a C++ compiler, or a GPU.
 
     Raises:
         ValueError: A value is not one of those that are possible.
@@ -107,6 +109,7 @@ class TALTOptions:
     blend: float = 0.9
     match_rms: float | None = None
     asynchronous: bool = False
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         for name in FIXES:

@@ -1,6 +1,8 @@
 """What TALT multiplies a direction of eigenvalue λ with: λ^−p, more in valleys, less where curvature is high."""
 
 import math
+from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -8,6 +10,12 @@ from torch import Tensor
 from losslab.optim.eigenspace.options import TALTOptions
 
 AT_MOST = 65_536  # entries of a table of which percentiles are taken, evenly spread over it
+
+
+@cache
+def compiled() -> Callable[..., Tensor]:
+    """`response`, as one pass over its table."""
+    return torch.compile(response, dynamic=True)
 
 
 def response(

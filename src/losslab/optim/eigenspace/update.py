@@ -9,7 +9,7 @@ from losslab.optim.eigenspace.basis import observe, refresh
 from losslab.optim.eigenspace.coordinates import mean_square, rotated, rotated_back, squares, weighed
 from losslab.optim.eigenspace.options import TALTOptions
 from losslab.optim.eigenspace.polar import newton_schulz
-from losslab.optim.eigenspace.response import response
+from losslab.optim.eigenspace.response import compiled, response
 from losslab.optim.eigenspace.stack import Stack
 from losslab.optim.eigenspace.trigger import triggered
 
@@ -66,7 +66,8 @@ def _shaped(M: Tensor, Z: Tensor, stack: Stack, beta: float, eps: float, options
         return M
     values = table / (1 - beta**step)
     rms = None if options.power == 0.5 else mean_square(values, of).sqrt()
-    found = response(values, rms, _cuts(stack, options), _valley(stack, options), _floor(stack, eps), options)
+    respond = compiled() if options.compiled else response
+    found = respond(values, rms, _cuts(stack, options), _valley(stack, options), _floor(stack, eps), options)
     if of.structure == "lowrank" and not of.right.whole and step > 1:
         found[..., -1:] = found[..., :-1].amin(2, keepdim=True)
     return weighed(M, found, state, of)
