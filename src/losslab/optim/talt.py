@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from losslab.optim.diagnostics.recorder import TALTDiagnostics
-from losslab.optim.eigenspace.gradients import largest, matrices, moved
+from losslab.optim.eigenspace.gradients import matrices, moved, sizes
 from losslab.optim.eigenspace.options import STRUCTURES, TALTOptions, nearest, of_group, plain
 from losslab.optim.eigenspace.plans import Plans, layout_of
 from losslab.optim.eigenspace.update import update
@@ -141,12 +141,13 @@ class TALT(Optimizer):
         """
         self._probe_curvature()
         present = moved(self.param_groups)
-        sizes = largest([parameter for _, parameters in present for parameter in parameters])
-        if not all(map(math.isfinite, sizes)):
+        everything = [parameter for _, parameters in present for parameter in parameters]
+        found_sizes = sizes(everything)
+        if not all(map(math.isfinite, found_sizes)):
             for group in self.param_groups:
                 group["skipped"] += 1
             return []
-        size = dict(zip((parameter for _, parameters in present for parameter in parameters), sizes, strict=True))
+        size = dict(zip(everything, found_sizes, strict=True))
         found = []
         for index, (group, parameters) in enumerate(present):
             updates = []

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from losslab.optim.eigenspace.stack import Stack
 
+TINY, HUGE = 1e-15, 1e15  # lengths between which float32's squares neither vanish nor overflow
 Moved = tuple[dict[str, Any], list[Tensor]]
 
 
@@ -32,16 +33,24 @@ def _has_gradient(parameter: Tensor) -> bool:
     return True
 
 
-def largest(parameters: Sequence[Tensor]) -> list[float]:
-    """Each gradient's largest entry, with one wait for the device. Sums of squares would overflow."""
-    if not parameters:
-        return []
+def sizes(parameters: Sequence[Tensor]) -> list[float]:
+    """Each gradient's length, with one wait for the device; its largest entry where squares overflow or vanish."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]  # all of them
-    found = torch._foreach_norm(gradients, ord=math.inf)
-    first = found[0]
-    if any(norm.device != first.device or norm.dtype != first.dtype for norm in found):
-        found = tuple(norm.to(first.device, torch.float64) for norm in found)
-    return torch.stack(found).tolist()
+    found = _norms(gradients, 2.0)
+    again = [index for index, size in enumerate(found) if not TINY < size < HUGE]
+    for index, size in zip(again, _norms([gradients[index] for index in again], math.inf), strict=True):
+        found[index] = size  # seven times the time of a length
+    return found
+
+
+def _norms(gradients: list[Tensor], order: float) -> list[float]:
+    if not gradients:
+        return []
+    norms = torch._foreach_norm(gradients, ord=order)
+    first = norms[0]
+    if any(norm.device != first.device or norm.dtype != first.dtype for norm in norms):
+        norms = tuple(norm.to(first.device, torch.float64) for norm in norms)
+    return torch.stack(norms).tolist()
 
 
 def matrices(members: Sequence[Tensor], stack: Stack) -> Tensor:

@@ -16,7 +16,7 @@ from losslab.optim.eigenspace.basis import Bases, copies, new_bases
 from losslab.optim.eigenspace.layout import Layout
 from losslab.optim.eigenspace.options import TALTOptions
 
-# Gradients whose largest entry is in between are taken as they are: even the squares of a direction with a millionth
+# Gradients whose size is in between are taken as they are: even the squares of a direction with a millionth
 # of it are far from the ends of float32, 1e-38 and 3e38.
 SMALL, LARGE = 1e-10, 1e10
 
@@ -72,10 +72,10 @@ class Stack:
             if not side.still
         }
 
-    def in_units(self, gradients: Tensor, largest: Sequence[float]) -> Tensor:
-        """Gradients (b, m, n) divided by their units, chosen anew where the largest entries do not fit."""
+    def in_units(self, gradients: Tensor, sizes: Sequence[float]) -> Tensor:
+        """Gradients (b, m, n) divided by their units, chosen anew where their sizes do not fit."""
         changed = False
-        for index, size in enumerate(largest):
+        for index, size in enumerate(sizes):
             unit = self.units[index]
             if size > 0 and (unit == 0 or size > unit * LARGE):
                 self._change_unit(index, 1.0 if SMALL < size <= LARGE else 2.0 ** round(math.log2(size)))

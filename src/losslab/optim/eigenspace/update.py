@@ -67,7 +67,9 @@ def _shaped(M: Tensor, Z: Tensor, stack: Stack, beta: float, eps: float, options
     values = table / (1 - beta**step)
     rms = None if options.power == 0.5 else mean_square(values, of).sqrt()
     respond = compiled() if options.compiled else response
-    found = respond(values, rms, _cuts(stack, options), _valley(stack, options), _floor(stack, eps), options)
+    cuts = _cuts(stack, options)
+    valley = 1.0 if cuts is None else _valley(stack, options)
+    found = respond(values, rms, cuts, valley, _floor(stack, eps), options)
     if of.structure == "lowrank" and not of.right.whole and step > 1:
         found[..., -1:] = found[..., :-1].amin(2, keepdim=True)
     return weighed(M, found, state, of)
