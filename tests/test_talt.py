@@ -5,6 +5,7 @@ import math
 import pickle
 import shutil
 import warnings
+from concurrent.futures import Future
 
 import pytest
 import torch
@@ -647,6 +648,79 @@ def test_compiled_it_makes_the_same_steps():
             step(optimizer, given)
         ends.append(torch.cat([parameter.detach().flatten() for parameter in parameters]))
     torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=1e-12)
+
+
+def test_what_lies_outside_a_cut_side_is_never_divided_by_less_than_its_rounding():
+    """Gradients that stay in the kept directions: outside, the average is rounding, and so is its mean square."""
+    torch.manual_seed(0)
+    inputs = torch.linalg.qr(torch.randn(256, 8)).Q.T * 16
+    for size in (1.0, 1e3):
+        x = nn.Parameter(torch.zeros(32, 256))
+        optimizer = TALT([x], 1e-3, options=TALTOptions(max_side=64))
+        for done in range(1, 1301):
+            before = x.detach().clone()
+            x.grad = size * torch.randn(32, 8) @ inputs
+            optimizer.step()
+            if done > 20:
+                assert (x.detach() - before).square().mean().sqrt() < 1e-3
+
+
+def test_a_state_that_is_set_anew_is_taken():
+    x = nn.Parameter(torch.ones(3, 4))
+    optimizer = TALT([x], 1e-2)
+    for given in drawn([(3, 4)], 5):
+        step(optimizer, [given[0].float()])
+    optimizer.state.clear()
+    step(optimizer, [torch.ones(3, 4)])
+    assert optimizer.state[x]["step"] == 1
+    assert len(optimizer.state_dict()["state"]) == 1
+
+
+def test_layers_that_are_frozen_one_by_one_keep_no_others_memory():
+    layers = [nn.Parameter(torch.zeros(8, 8)) for _ in range(6)]
+    optimizer = TALT(layers)
+    for frozen in range(6):
+        step(optimizer, [None if index < frozen else torch.randn(8, 8) for index in range(6)])
+    storages = {
+        value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
+        for state in optimizer.state.values()
+        for value in state.values()
+    }
+    numbers = optimizer.state_numbers() + len(layers)  # and the step counts
+    assert sum(storages.values()) == 4 * numbers
+
+
+def test_a_step_inside_autocast_is_a_step():
+    ends = []
+    for inside in (False, True):
+        x = nn.Parameter(torch.ones(3, 4))
+        optimizer = TALT([x], 1e-2)
+        for given in drawn([(3, 4)], 5):
+            with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+                step(optimizer, [given[0].float()])
+        ends.append(x.detach().clone())
+    assert torch.equal(*ends)
+
+
+def test_a_probe_that_no_fix_asks_for_is_not_called():
+    x = nn.Parameter(torch.ones(3, 4))
+    optimizer = TALT([x], probe=lambda: 1 / 0, options=TALTOptions(selective_amplification=False, probe_interval=1))
+    for _ in range(3):
+        step(optimizer, [torch.ones(3, 4)])
+
+
+def test_bases_that_could_not_be_found_are_those_of_before(monkeypatch):
+    x = nn.Parameter(torch.ones(3, 4))
+    optimizer = TALT([x], options=TALTOptions(asynchronous=True))
+    given = [torch.randn(3, 4)]
+    step(optimizer, given)
+    stack = optimizer._plans._plans[0].stacks[0][1]
+    failed = Future()
+    failed.set_exception(torch.linalg.LinAlgError("not found"))
+    stack.coming = failed
+    with pytest.raises(torch.linalg.LinAlgError, match="not found"):
+        optimizer.state_dict()
+    assert optimizer.state_dict()["state"][0]["step"] == 1
 
 
 def test_a_costly_tensor_is_named_where_the_tokens_are_told():

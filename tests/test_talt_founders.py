@@ -1,6 +1,7 @@
 """The founding interface, and TALT in front of other optimizers."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -209,3 +210,39 @@ def test_a_closure_is_refused_before_anything_is_done():
     with pytest.raises(RuntimeError, match=r"expected step\(\) without a closure"):
         sgd.step(lambda: torch.zeros(()))
     assert same(model, before)
+
+
+def broken(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, math.nan)
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing():
+    model = network()
+    sgd = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9)
+    attachment = attach_talt(sgd)
+    gradients(model)
+    sgd.step()
+    before = copy.deepcopy(model)
+    broken(model)
+    sgd.step()
+    assert same(model, before)
+    assert attachment.talt.skipped == 1
+    optimizer, (inputs, targets) = ImprovedTALTOptimizer(model), examples()
+    optimizer.step(lambda out, wanted: cross_entropy(out, wanted) * math.nan, inputs, targets)
+    assert same(model, before)
+    assert optimizer.talt.skipped == 1
+
+
+def test_new_parameters_are_refused():
+    model = network()
+    sgd = torch.optim.SGD(model.parameters(), 0.02)
+    attach_talt(sgd)
+    sgd.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
+    gradients(model)
+    with pytest.raises(RuntimeError, match="the optimizer has new parameters"):
+        sgd.step()
+    with pytest.raises(RuntimeError, match="add_param_group: expected the model's own parameters"):
+        ImprovedTALTOptimizer(model).add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
+    with pytest.raises(TypeError, match=r"cannot be copied or pickled; save its state_dict\(\)"):
+        copy.deepcopy(ImprovedTALTOptimizer(model))

@@ -25,13 +25,17 @@ class Attachment:
         self._hook.remove()
 
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        del optimizer
+        known = {parameter for group in self.talt.param_groups for parameter in group["params"]}
+        if any(parameter not in known for group in optimizer.param_groups for parameter in group["params"]):
+            raise RuntimeError("attach_talt: the optimizer has new parameters; remove() the attachment and attach anew")
         if any(callable(value) for value in (*args, *kwargs.values())):
             raise RuntimeError(
                 "attach_talt: expected step() without a closure, got one: its gradients would come after TALT; "
                 "call backward() first, or use losslab.optim.TALT itself"
             )
-        shape_gradients(self.talt)
+        if not shape_gradients(self.talt):
+            for parameter in known:
+                parameter.grad = None  # optimizers pass over what has no gradient: this step changes nothing
 
 
 def attach_talt(
@@ -48,7 +52,8 @@ def attach_talt(
     averages a second time; `options.gradient_smoothing=False` leaves that to it.
 
     Args:
-        optimizer: Any that takes its gradients from `.grad`, by `step()` without a closure. Its groups are TALT's.
+        optimizer: Any that takes its gradients from `.grad`, by `step()` without a closure. Its groups are TALT's. A
+            step at which a gradient is not finite finds none at all.
         betas: How much of the averages of the gradient and of its square is kept.
         structure: As in `TALT`.
         options: Likewise.
@@ -61,9 +66,11 @@ def attach_talt(
 
 
 @torch.no_grad()
-def shape_gradients(talt: TALT) -> None:
-    """Replace each `.grad` by TALT's update; where one is not finite, all stay as they are."""
+def shape_gradients(talt: TALT) -> bool:
+    """Replace each `.grad` by TALT's update; where one is not finite, all stay as they are. Whether all were."""
+    before = talt.skipped
     for _, updates in talt.updates():
         for parameter, update in updates:
             assert parameter.grad is not None
             parameter.grad.copy_(update)
+    return talt.skipped == before

@@ -113,12 +113,26 @@ class ImprovedTALTOptimizer(Optimizer):
         self.scaler.unscale_(self.base)
         if self.gradient_clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip_norm)
-        shape_gradients(self.talt)
-        self.scaler.step(self.base)
+        if shape_gradients(self.talt) or self.scaler.is_enabled():  # the scaler passes over overflows itself
+            self.scaler.step(self.base)
         self.scaler.update()
         return loss.item(), output
 
     step_complex = step
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Not after the optimizer was made: the model says which parameters get an eigenspace.
+
+        Raises:
+            RuntimeError: If it is.
+        """
+        if self.state is self.base.state:  # so once it is made
+            raise RuntimeError("add_param_group: expected the model's own parameters only; make a new optimizer")
+        super().add_param_group(param_group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Refused: a copy would train the same model."""
+        raise TypeError("ImprovedTALTOptimizer: cannot be copied or pickled; save its state_dict()")
 
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's, with TALT's and the loss scale beside it."""

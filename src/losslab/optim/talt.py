@@ -23,6 +23,9 @@ from losslab.optim.eigenspace.plans import Plans, layout_of
 from losslab.optim.eigenspace.update import update
 from losslab.optim.probe import step_curvature
 
+# What torch, its schedules and people's own code write into parameter groups.
+OF_OTHERS = {"params", "param_names", "name", "lr_scale", "initial_lr", "max_lr", "min_lr", "swa_lr"}
+OF_OTHERS |= {"base_momentum", "max_momentum"}
 WARN_ABOVE = 0.5  # of forward and backward
 
 
@@ -66,6 +69,8 @@ class TALT(Optimizer):
         tokens: int | None = None,
         probe: Callable[[], Tensor] | None = None,
     ) -> None:
+        if options is not None and not isinstance(options, TALTOptions):
+            raise TypeError(f"options: expected TALTOptions, got {type(options).__name__}; TALTOptions(max_side=64)")
         own = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "structure": structure}
         self._plans, self.probe, self.tokens = Plans(), probe, tokens
         super().__init__(params, {**own, "maximize": maximize, "skipped": 0, **plain(options or TALTOptions())})
@@ -76,7 +81,7 @@ class TALT(Optimizer):
         Raises:
             ValueError: A setting is unknown or not possible, or a parameter is complex.
         """
-        unknown = set(param_group) - {"params", "param_names", "initial_lr"} - set(self.defaults)
+        unknown = set(param_group) - OF_OTHERS - set(self.defaults)
         if unknown:
             name, known = min(unknown), ", ".join(self.defaults)
             raise ValueError(f"{name}: TALT has no such setting; expected one of {known}{nearest(name, self.defaults)}")
@@ -126,7 +131,9 @@ class TALT(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group, updates in self.updates():
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):  # of the closure's loop
+            found = self.updates()
+        for group, updates in found:
             parameters, steps = (list(values) for values in zip(*updates, strict=True))
             if group["weight_decay"]:
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
@@ -139,7 +146,6 @@ class TALT(Optimizer):
 
         The state is one step on; the parameters stay. Nothing, where a gradient is not finite.
         """
-        self._probe_curvature()
         present = moved(self.param_groups)
         everything = [parameter for _, parameters in present for parameter in parameters]
         found_sizes = sizes(everything)
@@ -147,6 +153,7 @@ class TALT(Optimizer):
             for group in self.param_groups:
                 group["skipped"] += 1
             return []
+        self._probe_curvature()
         size = dict(zip(everything, found_sizes, strict=True))
         found = []
         for index, (group, parameters) in enumerate(present):
@@ -169,10 +176,11 @@ class TALT(Optimizer):
         if self.probe is None:
             return
         steps = [int(state["step"]) for state in self.state.values()]
-        due = min(group["probe_interval"] for group in self.param_groups if group["selective_amplification"])
-        if not steps or max(steps) == 0 or max(steps) % due:
+        asking = [group["probe_interval"] for group in self.param_groups if group["selective_amplification"]]
+        if not asking or not steps or max(steps) == 0 or max(steps) % min(asking):
             return
-        curvature = torch.tensor(step_curvature(self, self.probe))
+        device = next(iter(self.state)).device
+        curvature = torch.tensor(step_curvature(self, self.probe), device=device)
         if dist.is_available() and dist.is_initialized():  # all ranks decide alike
             dist.all_reduce(curvature)
         for state in self.state.values():
@@ -227,7 +235,7 @@ def _check(group: dict[str, Any]) -> None:
     lr, betas = group["lr"], group["betas"]
     if not isinstance(lr, Tensor) and not lr >= 0:
         raise ValueError(f"lr: expected a number >= 0, got {lr!r}")
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+    if not isinstance(betas, tuple | list) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise ValueError(f"betas: expected two numbers from 0 to below 1, got {betas!r}")
     for name in ("eps", "weight_decay"):
         if not group[name] >= 0:

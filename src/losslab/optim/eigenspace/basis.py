@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from losslab.optim.eigenspace.coordinates import mean_square
+from losslab.optim.eigenspace.coordinates import left_over, mean_square
 from losslab.optim.eigenspace.layout import Layout, Side
 from losslab.optim.eigenspace.options import TALTOptions
 from losslab.optim.eigenspace.response import quantiles
@@ -145,6 +145,7 @@ def _carried(table: Tensor, order: Tensor, turn: Tensor, side: Side, axis: int, 
         if not side.whole:
             outside = side.length - side.kept
             moved = moved + rest * (1 - shares.sum(2))[:, None].clamp_min(0)
-            rest = rest + (kept.sum(2, keepdim=True) - moved.sum(2, keepdim=True)) / outside
-        found = torch.cat([moved, rest.clamp_min(0)], 2)
+            total = kept.sum(2, keepdim=True) + outside * rest
+            rest = left_over(total, moved.sum(2, keepdim=True), side)
+        found = torch.cat([moved, rest], 2)
     return found if axis == 2 else found.mT

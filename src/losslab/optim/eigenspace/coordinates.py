@@ -33,16 +33,25 @@ def squares(Z: Tensor, state: Mapping[str, Tensor], of: Layout) -> Tensor:
     if of.left.whole:
         return table
     kept = _squares_right(state["basis_left"].mT @ Z, state, of.right)
-    rest = (table.sum(1, keepdim=True) - kept.sum(1, keepdim=True)) / (of.left.length - of.left.kept)
-    return torch.cat([kept, rest.clamp_min(0)], 1)
+    rest = left_over(table.sum(1, keepdim=True), kept.sum(1, keepdim=True), of.left)
+    return torch.cat([kept, rest], 1)
 
 
 def _squares_right(Z: Tensor, state: Mapping[str, Tensor], side: Side) -> Tensor:
     if side.whole:
         return Z.square()
     kept = (Z @ state["basis_right"]).square()
-    rest = (Z.square().sum(2, keepdim=True) - kept.sum(2, keepdim=True)) / (side.length - side.kept)
-    return torch.cat([kept, rest.clamp_min(0)], 2)  # differences of sums can round to below zero
+    rest = left_over(Z.square().sum(2, keepdim=True), kept.sum(2, keepdim=True), side)
+    return torch.cat([kept, rest], 2)
+
+
+def left_over(total: Tensor, kept: Tensor, side: Side) -> Tensor:
+    """The mean square of each direction that is not kept: no smaller than what rounding of the total leaves of it.
+
+    Where all of a gradient lies in the kept directions, the average gradient outside is rounding too, and must not be
+    divided by less.
+    """
+    return torch.maximum(total - kept, torch.finfo(total.dtype).eps * total) / (side.length - side.kept)
 
 
 def weighed(M: Tensor, response: Tensor, state: Mapping[str, Tensor], of: Layout) -> Tensor:

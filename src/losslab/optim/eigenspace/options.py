@@ -28,7 +28,7 @@ class TALTOptions:
     """How TALT finds its eigenspaces and what it does in them.
 
     Without a fix the method is a simpler one, named after each; without any, and without fixed thresholds, TALT is
-    gradient descent. docs/talt.md has the formulas and what each is worth.
+    gradient descent. docs/talt.md has the formulas.
 
     Attributes:
         adaptive_memory: Fix 1. Rank r = max(base_memory, min(2√d, 50), d/10) of a side, or a flat gradient, of length d
@@ -66,7 +66,7 @@ class TALTOptions:
         clip: Largest ratio of a response to the middle one, either way.
         near_fraction: Near a minimum: mean squares of the gradient below this fraction of the largest there were.
         near_factor: See `selective_amplification`.
-        probe_interval: Steps from one Hessian product along the valleys to the next, if the optimizer has a probe.
+        probe_interval: Steps from one Hessian product to the next, if the optimizer has a probe.
         blend: Of the newest covariance in the matrix whose basis is taken.
         match_rms: Root mean square to which each update is scaled, 0.2 is about AdamW's; None leaves them.
         asynchronous: Whether another thread finds the next bases while the training goes on, from the covariances of

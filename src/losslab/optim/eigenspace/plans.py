@@ -22,6 +22,14 @@ class _Plan:
     asked: tuple[Any, ...]
     moved: tuple[Tensor, ...]
     stacks: Stacks
+    views: tuple[Tensor, ...]
+
+    def fits(self, asked: tuple[Any, ...], moved: tuple[Tensor, ...], states: MutableMapping[Tensor, Any]) -> bool:
+        """Whether nothing has changed: settings, parameters, and the states, which a user may have set anew."""
+        if self.asked != asked or len(self.moved) != len(moved):
+            return False
+        known = zip(self.moved, moved, self.views, strict=True)
+        return all(old is new and states[new].get("exp_avg") is view for old, new, view in known)
 
 
 class Plans:
@@ -46,10 +54,11 @@ class Plans:
         """
         asked = (group["structure"], *(group[name] for name in OPTION_NAMES))
         plan = self._plans.get(index)
-        same = plan is not None and plan.asked == asked and len(plan.moved) == len(moved)
-        if plan is None or not same or any(a is not b for a, b in zip(plan.moved, moved, strict=True)):
-            self._forget(moved)
-            plan = self._plans[index] = _Plan(asked, moved, _stacked(group, moved, states))
+        if plan is None or not plan.fits(asked, moved, states):
+            self._forget(moved, states)
+            stacks = _stacked(group, moved, states)
+            views = tuple(states[parameter]["exp_avg"] for parameter in moved)
+            plan = self._plans[index] = _Plan(asked, moved, stacks, views)
         return plan.stacks
 
     def settle(self) -> None:
@@ -59,10 +68,17 @@ class Plans:
                 if stack.coming is not None:
                     stack.settled()
 
-    def _forget(self, moved: tuple[Tensor, ...]) -> None:
-        """Plans with any of these parameters: their states are about to become views into other stacks."""
+    def _forget(self, moved: tuple[Tensor, ...], states: MutableMapping[Tensor, Any]) -> None:
+        """Plans with any of these parameters: their states are about to become views into other stacks.
+
+        States that are not get memory of their own, so that none keeps a whole stack alive.
+        """
         self.settle()
         taken = set(moved)
+        for plan in self._plans.values():
+            for parameter in () if taken.isdisjoint(plan.moved) else plan.moved:
+                if parameter not in taken and states.get(parameter):
+                    states[parameter].update({name: value.clone() for name, value in states[parameter].items()})
         self._plans = {index: plan for index, plan in self._plans.items() if taken.isdisjoint(plan.moved)}
 
 

@@ -4,6 +4,7 @@ The state of each parameter is a view into its stack's, so that an optimizer's `
 """
 
 import math
+import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -61,11 +62,11 @@ class Stack:
 
     def settled(self) -> Bases:
         """The bases that were looked for, as a part of the state: waits for them."""
-        if self.coming is not None:
-            for name, (order, new) in self.coming.result().items():
+        coming, self.coming = self.coming, None  # should it fail, those of the refresh before are there
+        if coming is not None:
+            for name, (order, new) in coming.result().items():
                 self.state[f"order_{name}"].copy_(order)
                 self.state[f"next_{name}"].copy_(new)
-            self.coming = None
         return {
             name: (self.state[f"order_{name}"], self.state[f"next_{name}"])
             for name, side in self.layout.sides
@@ -103,3 +104,7 @@ class Stack:
 def _worker() -> ThreadPoolExecutor:
     """One thread for all: QR decompositions leave Python's lock to others."""
     return ThreadPoolExecutor(1, thread_name_prefix="talt")
+
+
+if hasattr(os, "register_at_fork"):  # a child has no such thread
+    os.register_at_fork(after_in_child=_worker.cache_clear)
