@@ -15,6 +15,7 @@ from optimizer_study import OPTIMIZERS, Settings, Study
 from table import markdown
 
 from losslab.optim import FIXES
+from losslab.optim.eigenspace.options import FIRST_VERSION
 from losslab.studies.compare.statistics import Estimate, difference_estimate, share_near_best
 
 HALF = -2  # T·2^(k/2) with this k
@@ -27,22 +28,13 @@ SENSITIVITY_SEEDS = 5
 
 _ALL = dict.fromkeys(FIXES, True)
 _NONE = dict.fromkeys(FIXES, False)
-_LAST_ORIGINAL: dict[str, Any] = {
-    **_NONE,
-    "structure": "lowrank",
-    "update_interval": 20,
-    "valley_strength": 0.1,
-    "damping": 0.3,
-    "thresholds": [1e-4, 1.0],
-    "nesterov": False,
-}  # the seed's first version: a few directions of the last gradients, fixed thresholds, no average
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "all eight fixes": _ALL,
     **{f"all but {name}": {**_ALL, name: False} for name in FIXES},
     **{f"only {name}": {**_NONE, name: True} for name in FIXES},
     "no fixes": _NONE,
-    "v1": _LAST_ORIGINAL,
+    "v1": FIRST_VERSION,
     **{f"power {p:g}": {"power": p} for p in (0.0, 0.25, 0.5)},
     "refresh every step": {"dynamic_updates": False, "update_interval": 1},
     "refresh every 10 from the start": {"dynamic_updates": False, "update_interval": 10},

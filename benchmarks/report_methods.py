@@ -54,9 +54,7 @@ def losslab_spectrum(
     return answers | {"density": (found.density.nodes, found.density.weights), "status": found.status}
 
 
-def eigenthings_end(
-    operator: Any, known: Known, seed: int, _: Answers, *, end: str, told: bool = True
-) -> Answers:
+def eigenthings_end(operator: Any, known: Known, seed: int, _: Answers, *, end: str, told: bool = True) -> Answers:
     from hessian_eigenthings import lanczos
 
     which, number = ("LA", 0) if end == "top" else ("SA", 1)
@@ -135,9 +133,7 @@ PYHESSIAN_CALLS = {"top": pyhessian_top, "density": pyhessian_density, "trace": 
 METHODS = {
     "losslab": Method("losslab", Problem.risk, OUR_CALLS, OURS),
     "losslab-patient": Method("losslab, until the trace is known to 1 %", Problem.risk, PATIENT_CALLS, OURS),
-    "losslab-streamed": Method(
-        "losslab, streamed", functools.partial(Problem.risk, graph_memory=0), OUR_CALLS, OURS
-    ),
+    "losslab-streamed": Method("losslab, streamed", functools.partial(Problem.risk, graph_memory=0), OUR_CALLS, OURS),
     "hessian-eigenthings": Method(
         "hessian-eigenthings, told its numbers", eigenthings_operator, eigenthings_calls(True), EIGENTHINGS
     ),

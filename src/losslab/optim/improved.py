@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from losslab.optim.attach import shape_gradients
-from losslab.optim.eigenspace.options import FIXES, TALTOptions, nearest
+from losslab.optim.eigenspace.options import FIRST_VERSION, FIXES, TALTOptions, nearest
 from losslab.optim.groups import talt_param_groups
 from losslab.optim.talt import TALT
 
@@ -29,16 +29,6 @@ FOUNDERS = {
     "use_gradient_smoothing": "gradient_smoothing",
     "use_incremental_covariance": "incremental_covariance",
     "use_parameter_normalization": "parameter_normalization",
-}
-# Of the first version, by the founders; the thresholds, which they do not state, lie among the squared gradients of a
-# small convolutional network on handwritten digits.
-FIRST: dict[str, Any] = {
-    **dict.fromkeys(FIXES, False),
-    "base_memory": 10,
-    "update_interval": 20,
-    "valley_strength": 0.1,
-    "damping": 0.3,
-    "thresholds": (1e-7, 1e-6),
 }
 PRECISIONS = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -159,7 +149,7 @@ class TALTOptimizer(ImprovedTALTOptimizer):
     """
 
     def __init__(self, model: nn.Module, base_optimizer: Callable[..., Optimizer] = SGD, **settings: Any) -> None:
-        super().__init__(model, base_optimizer, **{"structure": "lowrank", **FIRST, **_ours(settings)})
+        super().__init__(model, base_optimizer, **{**FIRST_VERSION, **_ours(settings)})
 
 
 def _ours(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,11 @@ from torch.optim import Optimizer
 
 from losslab.operators.double_backward import CheapDoubleBackward
 from losslab.operators.gradient_graph import require_second_derivatives
-from losslab.optim.diagnostics.states import layout_of, stacked, unit
+from losslab.optim.diagnostics.states import stacked
 from losslab.optim.eigenspace.coordinates import rotated_back, weighed
+from losslab.optim.eigenspace.options import of_group
+from losslab.optim.eigenspace.plans import layout_of
+from losslab.optim.eigenspace.rule import thresholds
 from losslab.random import preserved_random_states
 
 Loss = Callable[[], Tensor]
@@ -75,17 +78,17 @@ def _direction(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor, v
     state = optimizer.state.get(parameter)
     if not state or "cuts" not in state or not parameter.requires_grad or int(state["step"]) < 2:
         return None
-    of, options = layout_of(parameter, group)
+    options = of_group(group)
+    of = layout_of(parameter, group, options)
     if valleys and not of.turns:
         return None  # no basis, no thresholds
     stack = stacked([state], of, options)
     table = stack.state["exp_avg_sq"] / (1 - group["betas"][1] ** stack.step)
     response = table.clamp_min(torch.finfo(table.dtype).tiny).rsqrt()
     if valleys:
-        low = stack.state["cuts"][:, 0]
-        if not options.statistical_thresholds:
-            low = options.thresholds[0] / unit(stack).square()
-        response = torch.where(table <= low, response, 0.0)
+        cuts = thresholds(stack, stack.step, options)
+        assert cuts is not None  # the state is past its first step, and turns
+        response = torch.where(table <= cuts[:, 0], response, 0.0)
     found = weighed(stack.state["exp_avg"], response, stack.state, of)
     return rotated_back(found, stack.state, of)[0].reshape(parameter.shape)
 

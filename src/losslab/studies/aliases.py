@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from losslab.optim.eigenspace.options import FIXES
+from losslab.optim.eigenspace.options import FIRST_VERSION, FIXES
 from losslab.studies.config_file import ConfigError, shown
 from losslab.studies.sections import suggestion
 
@@ -55,13 +55,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "improved_talt": ALL_FIXES,
     "original_talt": {
         "optimizer.lr": 0.1,  # their scripts' own, on the scale of gradients that nothing normalises
-        "optimizer.talt.structure": "lowrank",
-        "optimizer.talt.base_memory": 10,
-        "optimizer.talt.update_interval": 20,
-        "optimizer.talt.valley_strength": 0.1,
-        "optimizer.talt.damping": 0.3,
-        "optimizer.talt.thresholds": (1e-7, 1e-6),
-        **dict.fromkeys(ALL_FIXES, False),
+        **{f"optimizer.talt.{name}": value for name, value in FIRST_VERSION.items()},
     },
 }
 SWITCHES: dict[str, dict[str, Any]] = {

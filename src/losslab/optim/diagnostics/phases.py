@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from losslab.optim.diagnostics.recorder import trained
-from losslab.optim.diagnostics.states import layout_of, stacked, unit
+from losslab.optim.diagnostics.states import stacked, unit
 from losslab.optim.eigenspace.basis import covariance
 from losslab.optim.eigenspace.coordinates import mean_square
-from losslab.optim.eigenspace.options import TALTOptions
+from losslab.optim.eigenspace.options import TALTOptions, of_group
+from losslab.optim.eigenspace.plans import layout_of
 from losslab.optim.eigenspace.stack import Stack
 from losslab.optim.probe import Loss, step_curvature
 
@@ -89,7 +90,8 @@ def _statistics(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor) 
     state = optimizer.state.get(parameter)
     if not state or "refreshes" not in state or int(state["step"]) < 2:  # no basis yet
         return None
-    of, options = layout_of(parameter, group)
+    options = of_group(group)
+    of = layout_of(parameter, group, options)
     stack = stacked([state], of, options)
     beta = group["betas"][0] if options.gradient_smoothing else 0.0
     average = stack.state["exp_avg"] / (1 - beta**stack.step)

@@ -13,9 +13,11 @@ from losslab.optim.diagnostics.history import History
 from losslab.optim.diagnostics.sample import TALTSample
 from losslab.optim.diagnostics.samples import samples_of, with_spreads
 from losslab.optim.diagnostics.stages import take_apart
-from losslab.optim.diagnostics.states import layout_of, stacked
+from losslab.optim.diagnostics.states import stacked
+from losslab.optim.eigenspace.gradients import matrices, sizes
 from losslab.optim.eigenspace.layout import Layout, new_state
-from losslab.optim.eigenspace.options import TALTOptions
+from losslab.optim.eigenspace.options import TALTOptions, of_group
+from losslab.optim.eigenspace.plans import layout_of
 
 Named = Iterable[tuple[str, Tensor]]
 
@@ -128,8 +130,8 @@ class TALTDiagnostics:
     def _chosen(self) -> Iterator["_Watched"]:
         known: dict[int, TALTOptions] = {}  # a group's options take longer to check than a tensor to sample
         for name, parameter, group in trained(self.optimizer, self._names):
-            of, options = layout_of(parameter, group, known.get(id(group)))
-            known[id(group)] = options
+            options = known.setdefault(id(group), known.get(id(group)) or of_group(group))
+            of = layout_of(parameter, group, options)
             wanted = self._patterns
             if of.turns if wanted is None else any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted):
                 yield _Watched(name, parameter, group, options, of)
@@ -158,7 +160,9 @@ class TALTDiagnostics:
         for members in stacks.values():
             first = members[0]
             stack = stacked([met[each.parameter] for each in members], first.layout, first.options)
-            G = stack.in_units(*_gradients(members))
+            parameters = [each.parameter for each in members]
+            G = matrices(parameters, stack)
+            G = stack.in_units(-G if first.group["maximize"] else G, sizes(parameters))
             stages = take_apart(stack, G, first.group["betas"], first.group["eps"], first.options)
             known = [(each.name, tuple(each.parameter.shape)) for each in members]
             found += samples_of(known, stack, stages, first.options, self._history)
@@ -189,12 +193,3 @@ class _Watched(NamedTuple):
         """Tensors with the same can be taken apart together."""
         settings = tuple(self.group["betas"]), self.group["eps"], self.group["maximize"]
         return self.layout, self.options, settings, self.parameter.device, self.parameter.dtype
-
-
-def _gradients(members: Sequence[_Watched]) -> tuple[Tensor, list[float]]:
-    """Stacked, downhill, in the state's precision; and the largest entry of each."""
-    of, sign = members[0].layout, -1 if members[0].group["maximize"] else 1
-    shape = (of.left.length, of.right.length)
-    dtype = torch.float64 if members[0].parameter.dtype == torch.float64 else torch.float32
-    G = torch.stack([sign * each.parameter.grad.reshape(shape).to(dtype) for each in members])  # type: ignore[union-attr]
-    return G, G.abs().amax((1, 2)).tolist()

@@ -5,16 +5,14 @@ Works on a copy of the state from before the step, and finds the same update (te
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from losslab.optim.diagnostics.states import unit
-from losslab.optim.eigenspace.coordinates import mean_square, rotated, rotated_back, squares, weighed
+from losslab.optim.eigenspace.coordinates import rotated, rotated_back, weighed
 from losslab.optim.eigenspace.options import TALTOptions
-from losslab.optim.eigenspace.polar import newton_schulz
-from losslab.optim.eigenspace.response import response
+from losslab.optim.eigenspace.polar import polar
+from losslab.optim.eigenspace.rule import averaged, rescaled, responses, squared, thresholds
 from losslab.optim.eigenspace.stack import Stack
-from losslab.optim.eigenspace.update import MUON_RMS
 
 
 @dataclass(frozen=True)
@@ -55,56 +53,20 @@ def take_apart(stack: Stack, G: Tensor, betas: tuple[float, float], eps: float, 
     Z = rotated(G, state, of)
     change = (1 - beta) * (Z - state["exp_avg"])
     average = state["exp_avg"] + change
-    M = average / (1 - beta**step)
-    if beta and options.nesterov:
-        M = average * (beta / (1 - beta ** (step + 1))) + Z * ((1 - beta) / (1 - beta**step))
+    M = averaged(Z, average, beta, step, options.nesterov)
     values = cuts = gain = None
     normalized = shaped = M
     if of.structure == "polar":
-        normalized = shaped = newton_schulz(M) * (MUON_RMS * max(M.shape[1:]) ** 0.5)
+        normalized = shaped = polar(M)
     else:
-        values, cuts = _values(stack, Z, betas[1], step), _cuts(stack, options, step)
+        table = state["exp_avg_sq"].lerp(squared(Z, stack, step), 1 - betas[1])
+        values, cuts = table / (1 - betas[1] ** step), thresholds(stack, step, options)
         if options.shapes:
-            normalized, shaped, gain = _shaped(stack, M, values, cuts, eps, options)
+            plain, full = (responses(stack, values, each, eps, step, options) for each in (None, cuts))
+            normalized, shaped = (weighed(M, each, state, of) for each in (plain, full))
+            gain = None if cuts is None or not options.amplifies else full / plain
         if not options.parameter_normalization:
             normalized, shaped = normalized * unit(stack), shaped * unit(stack)
-    if options.match_rms is not None:
-        tiny = torch.finfo(shaped.dtype).tiny
-        shaped = shaped * (options.match_rms / shaped.square().mean((1, 2), keepdim=True).sqrt().clamp_min(tiny))
+    shaped = rescaled(shaped, options)
     update = shaped if of.structure == "polar" else rotated_back(shaped, state, of)
     return Stages(G, Z, change, average, M, normalized, shaped, update, values, gain, cuts)
-
-
-def _values(stack: Stack, Z: Tensor, beta: float, step: int) -> Tensor:
-    table, of = stack.state["exp_avg_sq"], stack.layout
-    new = Z.square().mean((1, 2), keepdim=True) if of.turns and step == 1 else squares(Z, stack.state, of)
-    return (beta * table + (1 - beta) * new) / (1 - beta**step)
-
-
-def _cuts(stack: Stack, options: TALTOptions, step: int) -> Tensor | None:
-    if step == 1 or not stack.layout.turns:
-        return None
-    cuts = stack.state["cuts"]
-    if options.statistical_thresholds:
-        return cuts
-    low, high = (value / unit(stack).square()[:, None] for value in options.thresholds)
-    return torch.cat([low, cuts[:, 1:2], high], 1)
-
-
-def _shaped(
-    stack: Stack, M: Tensor, values: Tensor, cuts: Tensor | None, eps: float, options: TALTOptions
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """M̂ by the response without and with what the thresholds do to it, and the ratio of the two responses."""
-    state, of = stack.state, stack.layout
-    valley: Tensor | float = options.valley_strength
-    if options.selective_amplification:
-        valley = options.valley_strength * (1 - (1 - options.near_factor) * state["near"] * state["rising"])
-    floor = (eps / unit(stack)).clamp_min(torch.finfo(M.dtype).tiny)
-    rms = mean_square(values, of).sqrt()
-    plain = response(values, rms, None, valley, floor, options)
-    full = response(values, rms, cuts, valley, floor, options)
-    if of.structure == "lowrank" and not of.right.whole and stack.step:
-        for found in (plain, full):
-            found[..., -1:] = found[..., :-1].amin(2, keepdim=True)
-    gain = None if cuts is None or not options.amplifies else full / plain
-    return weighed(M, plain, state, of), weighed(M, full, state, of), gain

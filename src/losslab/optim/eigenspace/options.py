@@ -19,6 +19,17 @@ FIXES = (
     "selective_amplification",
     "transformation_stability",
 )
+# The first version, by the founders' code; the thresholds, which it does not state, lie among the squared gradients of
+# a small convolutional network on handwritten digits.
+FIRST_VERSION: dict[str, Any] = {
+    **dict.fromkeys(FIXES, False),
+    "structure": "lowrank",
+    "base_memory": 10,
+    "update_interval": 20,
+    "valley_strength": 0.1,
+    "damping": 0.3,
+    "thresholds": (1e-7, 1e-6),
+}
 STRUCTURES = ("auto", "kronecker", "lowrank", "polar", "diagonal")
 TRIGGERS = ("none", "gradient_change", "off_diagonal")
 
@@ -202,7 +213,6 @@ def _tuple(value: Any) -> Any:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: what may have been meant."""
-    """What to add to a message about an unknown name."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
 

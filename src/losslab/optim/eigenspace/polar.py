@@ -1,10 +1,18 @@
 """The nearest orthogonal matrix, nearly: Muon's direction, and TALT's where no covariance is kept."""
 
+import math
+
 from torch import Tensor
 
 # Jordan et al. (2024): singular values end between 0.7 and 1.2 rather than at 1, and get there in five steps.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STEPS = 5
+MUON_RMS = 0.2  # times √max(m, n) a polar factor is as long as AdamW's updates are (Liu et al. 2025)
+
+
+def polar(M: Tensor) -> Tensor:
+    """Muon's update for matrices (b, m, n): the polar factor, as long as AdamW's updates are."""
+    return newton_schulz(M) * (MUON_RMS * math.sqrt(max(M.shape[1:])))
 
 
 def newton_schulz(M: Tensor) -> Tensor:

@@ -36,35 +36,35 @@ def response(
         eps: ε, one for each tensor or for all.
         options: p, w, and what else there is.
     """
-    found = _bare(values, rms, cuts, valley, eps, options)
+
+    def bare(table: Tensor) -> Tensor:
+        found = _normalised(table, rms, eps, options)
+        return found if cuts is None or not options.amplifies else _gated(found, table, cuts, valley, options)
+
+    found = bare(values)
     if cuts is None or options.clip == math.inf:
         return found
-    middle = _bare(cuts[:, 1], rms, cuts, valley, eps, options)
+    middle = bare(cuts[:, 1])
     return torch.minimum(torch.maximum(found, middle / options.clip), middle * options.clip)
 
 
-def _bare(
-    values: Tensor,
-    rms: Tensor | None,
-    cuts: Tensor | None,
-    valley: Tensor | float,
-    eps: Tensor | float,
-    options: TALTOptions,
-) -> Tensor:
+def _normalised(values: Tensor, rms: Tensor | None, eps: Tensor | float, options: TALTOptions) -> Tensor:
+    """Fix 6."""
     if not options.parameter_normalization:
-        found = torch.ones_like(values)
-    elif options.power == 0.5:
-        found = values.sqrt().add_(eps).reciprocal_()
-    else:
-        assert rms is not None
-        found = values.sqrt().add_(eps).pow_(-2 * options.power) * (rms + eps) ** (2 * options.power - 1)
-    if cuts is None or not options.amplifies:
-        return found
+        return torch.ones_like(values)
+    if options.power == 0.5:
+        return values.sqrt().add_(eps).reciprocal_()
+    assert rms is not None
+    return values.sqrt().add_(eps).pow_(-2 * options.power) * (rms + eps) ** (2 * options.power - 1)
+
+
+def _gated(found: Tensor, values: Tensor, cuts: Tensor, valley: Tensor | float, options: TALTOptions) -> Tensor:
+    """More of it in valleys, less where curvature is high."""
     if options.valley_strength > 0:
-        found.mul_(_below(values, cuts[:, 0], options.gate_width).mul_(valley).add_(1))
+        found = found * _below(values, cuts[:, 0], options.gate_width).mul_(valley).add_(1)
     if options.damping < 1:
         gate = _below(values, cuts[:, 2], options.gate_width)
-        found.mul_(gate.mul_(1 - options.damping).add_(options.damping))
+        found = found * gate.mul_(1 - options.damping).add_(options.damping)
     return found
 
 

@@ -10,6 +10,11 @@ from losslab.optim.eigenspace.stack import Stack
 EVERY = 5  # steps from one look to the next, as the founding rule has it
 
 
+def watches_change(step: int, options: TALTOptions) -> bool:
+    """Whether this step's trigger compares the gradient's average with that of before."""
+    return options.dynamic_updates and options.trigger == "gradient_change" and step % EVERY == 0
+
+
 def triggered(stack: Stack, before: Tensor | None, options: TALTOptions) -> list[int]:
     """Indices of the tensors in a stack.
 
