@@ -702,6 +702,23 @@ def test_a_step_inside_autocast_is_a_step():
     assert torch.equal(*ends)
 
 
+def test_where_the_loss_curves_down_valleys_stay_as_amplified_as_they_were():
+    """Low gradients and a falling loss: a saddle, not a minimum."""
+    ends = {}
+    for near, rising in ((0.0, 1.0), (1.0, 0.0), (1.0, 1.0)):
+        x = nn.Parameter(torch.zeros(3, 4, dtype=torch.float64))
+        optimizer = TALT([x], options=TALTOptions(update_interval=50, dynamic_updates=False))
+        *first, last = drawn([(3, 4)], 6)
+        for given in first:
+            step(optimizer, given)
+        optimizer.state[x]["near"].fill_(near)
+        optimizer.state[x]["rising"].fill_(rising)
+        step(optimizer, last)
+        ends[near, rising] = x.detach().clone()
+    assert torch.equal(ends[1.0, 0.0], ends[0.0, 1.0])
+    assert not torch.allclose(ends[1.0, 1.0], ends[0.0, 1.0], atol=1e-6)
+
+
 def test_a_probe_that_no_fix_asks_for_is_not_called():
     x = nn.Parameter(torch.ones(3, 4))
     optimizer = TALT([x], probe=lambda: 1 / 0, options=TALTOptions(selective_amplification=False, probe_interval=1))
