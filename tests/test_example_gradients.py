@@ -5,7 +5,6 @@ import gc
 import pytest
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,6 +18,7 @@ from losslab.operators.gradient_covariance import GradientCovariance
 from losslab.operators.risk import EmpiricalRisk
 from losslab.ranks import Ranks
 from processes import run_ranks
+from second_derivatives import Once
 from untouched import assert_untouched
 
 X, Y = normal(10, 4), classes(10)
@@ -95,19 +95,6 @@ def test_a_shuffling_loader_with_some_gradients_held(monkeypatch):
 
 
 # -- what can be differentiated once
-
-
-class Once(torch.autograd.Function):
-    """2x, with no second derivative."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return 2 * x
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        return 2 * grad
 
 
 class Doubled(nn.Module):

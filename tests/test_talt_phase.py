@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from losslab.optim.diagnostics import phase
 from losslab.optim.eigenspace.options import TALTOptions
 from losslab.optim.probe import step_curvature, valley_curvature
 from losslab.optim.talt import TALT
+from second_derivatives import Once
 from untouched import assert_untouched
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -84,19 +83,6 @@ def test_fixed_thresholds_are_in_the_gradients_units():
     optimizer = trained(model, options=TALTOptions(statistical_thresholds=False, thresholds=(1e9, 1e9)))
     v = torch.cat([way(optimizer, model.matrix, valleys=False), torch.zeros(5, dtype=torch.float64)])
     assert valley_curvature(optimizer, model) == pytest.approx(float(v @ model.H @ v / (v @ v)), rel=1e-9)
-
-
-class Once(Function):
-    """Twice its input, without a second derivative."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return 2 * x
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        return 2 * grad
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
