@@ -744,6 +744,8 @@ def test_a_costly_tensor_is_named_where_the_tokens_are_told():
     wide = nn.Parameter(torch.zeros(64, 100))
     with pytest.warns(UserWarning, match=r"the tensor \(64, 100\) costs 2.6 times its forward and backward pass at 64"):
         TALT([wide], tokens=64)
+    with pytest.warns(UserWarning, match="costs 0.55 times"):  # half as much is the bound
+        TALT([wide], tokens=300)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         TALT([wide], tokens=400)

@@ -212,3 +212,21 @@ def test_the_benchmark_runs(script, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "## TALT moves" in printed
     assert "## SGD moves" in printed
+
+
+def test_a_tensor_of_huge_gradients_outweighs_one_of_small_ones():
+    """Each is kept in units of its own; together they count in the gradient's."""
+
+    def watched(sizes):
+        parameters = [nn.Parameter(torch.zeros(3, 4, dtype=torch.float64)) for _ in sizes]
+        optimizer = TALT(parameters, 1e-3)
+        for done in range(12):
+            for parameter, size in zip(parameters, sizes, strict=True):
+                noise = torch.randn(3, 4, generator=torch.Generator().manual_seed(done), dtype=torch.float64)
+                parameter.grad = size * (0.8**done if size > 1 else 1.0) * (noise + 0.5)
+            optimizer.step()
+        return phase(optimizer)
+
+    both, alone = watched([1e14, 1.0]), watched([1e14])
+    assert both.gradient == pytest.approx(alone.gradient, rel=1e-9)
+    assert both.gradient != pytest.approx(watched([1.0]).gradient, rel=0.1)
