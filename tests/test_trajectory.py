@@ -19,7 +19,7 @@ from losslab.params import ParameterSpace
 from losslab.probes.trajectories import waypoint as module
 from losslab.probes.trajectories.path_pca import path_of, random_walk_variances
 from losslab.probes.trajectories.snapshots import Snapshot, Snapshots
-from losslab.probes.trajectories.stability import UpdateRule, update_rule
+from losslab.operators.update_rule import UpdateRule, update_rule
 from losslab.probes.trajectories.waypoint import TrajectoryOptions
 from losslab.probes.trajectory import trajectory
 from losslab.report import matplotlib_backend, plotly_backend

@@ -15,6 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from losslab.operators.double_backward import CheapDoubleBackward
 from losslab.operators.risk import EmpiricalRisk
 
+_COMPLAINTS = ("derivative for", "double backward", "differentiate twice", "cudnn RNN", "heckpoint")
+
 
 class MissingSecondDerivative(RuntimeError):
     """An operation of the model or the loss cannot be differentiated twice."""
@@ -109,19 +111,23 @@ def _saved_tensors(node: Any) -> Iterator[Tensor]:
             yield from (t for t in (value if isinstance(value, list | tuple) else [value]) if isinstance(t, Tensor))
 
 
+def lacks_second_derivative(error: RuntimeError) -> bool:
+    """Whether this is autograd's complaint that something cannot be differentiated twice."""
+    return any(sign in str(error) for sign in _COMPLAINTS)
+
+
 @contextlib.contextmanager
 def explained(risk: EmpiricalRisk, leaves: dict[str, Tensor], batch: Any) -> Iterator[None]:
     """Turn autograd's complaint about a missing second derivative into one that names the module."""
     try:
         yield
     except RuntimeError as error:
-        text = str(error)
-        if not any(sign in text for sign in ("derivative for", "double backward", "differentiate twice", "cudnn RNN")):
+        if not lacks_second_derivative(error):
             raise
         module = _module_without_second_derivative(risk, leaves, batch)
         where = f"module {module!r}" if module else "the loss function or code outside the model's submodules"
         raise MissingSecondDerivative(
-            f"second derivatives: {where} has none ({text.splitlines()[0]}); "
+            f"second derivatives: {where} has none ({str(error).splitlines()[0]}); "
             "use an implementation made of differentiable operations, or leave its parameters out with params=…"
         ) from error
 

@@ -1,4 +1,4 @@
-"""Training by the geometry: TALT, which works in the eigenspace of the gradient's covariance.
+"""Training by the geometry: TALT, in the eigenspace of the gradient's covariance, and rates that follow the curvature.
 
 The names live in the modules that `__init__.pyi` points to and are imported on first use: TALT's options, which
 configurations hold, need no torch.

@@ -4,6 +4,10 @@ from .diagnostics.recorder import TALTDiagnostics as TALTDiagnostics
 from .eigenspace.options import FIXES as FIXES
 from .eigenspace.options import TALTOptions as TALTOptions
 from .groups import talt_param_groups as talt_param_groups
+from .homotopy.curvature import Curvature as Curvature
+from .homotopy.curvature import CurvatureEstimator as CurvatureEstimator
+from .homotopy.options import HomotopyOptions as HomotopyOptions
+from .homotopy.scheduler import HomotopyLR as HomotopyLR
 from .improved import ImprovedTALTOptimizer as ImprovedTALTOptimizer
 from .improved import TALTOptimizer as TALTOptimizer
 from .improved import create_enhanced_talt_config as create_enhanced_talt_config

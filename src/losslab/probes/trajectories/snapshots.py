@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from losslab.probes.trajectories.stability import UpdateRule, update_rule
+from losslab.operators.update_rule import UpdateRule, update_rule
 from losslab.records import decode, encode, write_atomically
 
 _WEIGHTS, _PRECONDITIONER = "weights/", "preconditioner/"  # before the names in a file

@@ -14,10 +14,10 @@ from losslab.operators.accuracy import score_at
 from losslab.operators.base import LinearOperator
 from losslab.operators.finite_difference import hessian_of
 from losslab.operators.risk import EmpiricalRisk
+from losslab.operators.update_rule import UpdateRule
 from losslab.probes.partial import PartialFile, checksum
 from losslab.probes.sharpness import SharpnessOptions, sharpness
 from losslab.probes.trajectories.snapshots import Snapshot
-from losslab.probes.trajectories.stability import UpdateRule
 from losslab.solvers.lanczos import eigenpairs
 from losslab.status import Progress, Status, StopRequested, worst
 

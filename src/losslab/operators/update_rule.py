@@ -74,7 +74,7 @@ def update_rule(model: nn.Module, optimizer: Optimizer) -> UpdateRule:
         model: Gives the parameters' names.
         optimizer: Any; of one that is not in the table only the learning rate is told.
     """
-    groups, rule = optimizer.param_groups, _rule_of(optimizer)
+    groups, rule = optimizer.param_groups, rule_of(optimizer)
     rate = float(groups[0]["lr"])
     if rule is None:
         return UpdateRule(rate, math.nan)
@@ -91,20 +91,23 @@ def update_rule(model: nn.Module, optimizer: Optimizer) -> UpdateRule:
             if rule.stateless or state:  # no state: it never had a gradient
                 known, name = True, names[id(parameter)]
                 preconditioner[name] = (rule.preconditioner(group, state) * slowed).detach().cpu().contiguous()
-                decay[name] = 0.0 if rule.decoupled(group) else float(group["weight_decay"])
+                decay[name] = 0.0 if group.get("decoupled_weight_decay", False) else float(group["weight_decay"])
     return UpdateRule(rate, bound, preconditioner if known else {}, decay)
 
 
 @dataclass(frozen=True)
-class _Rule:
-    """bound·η of a parameter group, and P from the group and a parameter's state."""
+class Rule:
+    """What one kind of optimizer does.
+
+    Attributes:
+        factor: bound·η, of a parameter group.
+        preconditioner: P, of the group and a parameter's state.
+        stateless: Whether P needs no state.
+    """
 
     factor: Callable[[dict[str, Any]], float]
     preconditioner: Callable[[dict[str, Any], dict[str, Any]], Tensor]
     stateless: bool = False
-
-    def decoupled(self, group: dict[str, Any]) -> bool:
-        return bool(group.get("decoupled_weight_decay", False))
 
 
 def _sgd_factor(group: dict[str, Any]) -> float:
@@ -130,14 +133,15 @@ def _rmsprop_preconditioner(group: dict[str, Any], state: dict[str, Any]) -> Ten
     return (state["square_avg"] - mean.to(state["square_avg"]) ** 2).clamp(min=0).sqrt() + group["eps"]
 
 
-RULES: dict[type[Optimizer], _Rule] = {
-    SGD: _Rule(_sgd_factor, lambda group, state: torch.ones(()), stateless=True),
-    Adam: _Rule(_adam_factor, _adam_preconditioner),  # AdamW is one
-    RMSprop: _Rule(lambda group: 2 * (1 + float(group["momentum"])), _rmsprop_preconditioner),
+RULES: dict[type[Optimizer], Rule] = {
+    SGD: Rule(_sgd_factor, lambda group, state: torch.ones(()), stateless=True),
+    Adam: Rule(_adam_factor, _adam_preconditioner),  # AdamW is one
+    RMSprop: Rule(lambda group: 2 * (1 + float(group["momentum"])), _rmsprop_preconditioner),
 }
 
 
-def _rule_of(optimizer: Optimizer) -> _Rule | None:
+def rule_of(optimizer: Optimizer) -> Rule | None:
+    """The row of RULES, if there is one."""
     return next((rule for kind, rule in RULES.items() if isinstance(optimizer, kind)), None)
 
 

@@ -1,0 +1,1 @@
+"""The homotopy learning rate: curvature met on the way sets the step."""

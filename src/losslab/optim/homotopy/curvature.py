@@ -1,0 +1,208 @@
+"""How strongly is the loss curved where training is now?  ‖H‖, tr H, the first eigenvalues, and κ = ‖H‖/‖∇L‖²."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from losslab.operators.risk import EmpiricalRisk
+from losslab.optim.homotopy.batch_hessian import BatchHessian, Loss, Root
+from losslab.random import gaussian, make_generator, rademacher
+from losslab.ranks import ALONE, Ranks
+from losslab.solvers.lanczos import eigenpairs
+from losslab.solvers.power import power_iteration
+from losslab.solvers.trace import trace
+from losslab.status import Status
+
+COLD_PRODUCTS = 10  # of the first call: a random start has forgotten itself by then
+Method = Literal["power", "lanczos"]
+Distribution = Literal["rademacher", "gaussian"]
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """What one estimate knows, of one batch.
+
+    Attributes:
+        loss: L.
+        gradient_norm: ‖∇L‖.
+        hessian_norm: |λ| of largest magnitude, from below.
+        hessian_residual: ‖Hv − λv‖: an eigenvalue lies within this distance of ±hessian_norm.
+        trace: tr H; NaN where it was not asked for.
+        trace_error: Its standard error.
+        eigenvalues: The largest in magnitude, in descending order of it; empty where they were not asked for.
+        products: Hessian products used.
+        status: Of the eigenvalue: one product of a warm start seldom converges.
+    """
+
+    loss: float
+    gradient_norm: float
+    hessian_norm: float
+    hessian_residual: float = math.nan
+    trace: float = math.nan
+    trace_error: float = math.nan
+    eigenvalues: tuple[float, ...] = ()
+    products: int = 0
+    status: Status = Status.complete
+
+    @property
+    def kappa(self) -> float:
+        """κ = ‖H‖/‖∇L‖², in units of 1/loss; infinite where the gradient is zero and the Hessian is not."""
+        if self.hessian_norm == 0:
+            return 0.0
+        return self.hessian_norm / self.gradient_norm**2 if self.gradient_norm**2 > 0 else math.inf
+
+    @property
+    def finite(self) -> bool:
+        """Whether loss, gradient and Hessian are finite."""
+        return all(map(math.isfinite, (self.loss, self.gradient_norm, self.hessian_norm)))
+
+
+class CurvatureEstimator:
+    """Estimates the curvature again and again along a training, each time from where the last time ended.
+
+    Args:
+        power_iterations: Products for ‖H‖, at most. By default one: it goes on from the vector of the call before, and
+            the Hessian has changed little since. The first call takes ten. The founders took 20 from a random start.
+        num_samples: Vectors for tr H (Hutchinson 1990); 0 leaves it out. The founders took 10.
+        distribution: Of these vectors: random signs, whose variance is the smallest, or normal numbers.
+        top_k: Further eigenvalues, by Lanczos; 0 for none.
+        method: Of ‖H‖: "power", or "lanczos" with `power_iterations` products from the last vector, which knows more
+            after the same number but keeps as many vectors.
+        tol: Relative residual at which fewer products are enough.
+        seed: Of the first vector and of the trace's.
+
+    Raises:
+        ValueError: A number out of range, an unknown name.
+    """
+
+    def __init__(
+        self,
+        *,
+        power_iterations: int = 1,
+        num_samples: int = 0,
+        distribution: Distribution = "rademacher",
+        top_k: int = 0,
+        method: Method = "power",
+        tol: float = 1e-3,
+        seed: int = 0,
+    ) -> None:
+        for name, number, least in (
+            ("power_iterations", power_iterations, 1),
+            ("num_samples", num_samples, 0),
+            ("top_k", top_k, 0),
+        ):
+            if type(number) is not int or number < least:
+                raise ValueError(f"{name}: expected an int of at least {least}, got {number!r}")
+        for name, chosen, known in (
+            ("distribution", distribution, get_args(Distribution)),
+            ("method", method, get_args(Method)),
+        ):
+            if chosen not in known:
+                raise ValueError(f"{name}: expected one of {', '.join(known)}, got {chosen!r}")
+        if not 0 < tol < 1:
+            raise ValueError(f"tol: expected a number between 0 and 1, got {tol!r}")
+        self.power_iterations, self.num_samples, self.top_k = power_iterations, num_samples, top_k
+        self.distribution, self.method, self.tol = distribution, method, tol
+        self._generator = make_generator(seed)
+        self._vector: Tensor | None = None
+
+    def __call__(
+        self,
+        loss: Loss | EmpiricalRisk,
+        parameters: Sequence[Tensor] | None = None,
+        *,
+        root: Root | None = None,
+        ranks: Ranks = ALONE,
+    ) -> Curvature:
+        """Estimate it now.
+
+        Args:
+            loss: Computes the loss of the present batch, or of a slice of it, from the parameters; or a risk, whose
+                loss is that of all its batches.
+            parameters: Those that the loss is differentiated by; frozen ones are left out. A risk has its own.
+            root: P^(−½) of the optimizer's preconditioner: then all is of P^(−½)HP^(−½), but ‖∇L‖.
+            ranks: Processes to average over.
+
+        Returns:
+            The curvature. A loss or a gradient that is not finite: NaN for the others, after no product.
+
+        Cost: one gradient, and the products.
+        """
+        if isinstance(loss, EmpiricalRisk):
+            named = dict(loss.model.named_parameters())
+            parameters, ranks = [named[name] for name in loss.space.names], loss.ranks
+            loss = _loss_of(loss, dict(zip(loss.space.names, parameters, strict=True)))
+        chosen = [p for p in parameters or () if p.requires_grad and p.numel()]
+        if not chosen:
+            raise ValueError("parameters: expected at least one that requires a gradient, got none")
+        hessian = BatchHessian(loss, chosen, root=root, ranks=ranks)
+        return self.measure(hessian)
+
+    def measure(self, hessian: BatchHessian) -> Curvature:
+        """The same from a gradient that is there already."""
+        loss, gradient_norm = hessian.loss, hessian.gradient_norm
+        if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
+            return Curvature(loss, gradient_norm, math.nan, status=Status.nonfinite)
+        found = self._norm(hessian)
+        if self.num_samples:
+            found |= self._trace(hessian)
+            found["products"] += self.num_samples
+        if self.top_k:
+            pairs = eigenpairs(hessian, min(self.top_k, hessian.size), vectors=False, seed=self._generator)
+            found["eigenvalues"] = tuple(map(float, pairs.values))
+            found["products"] += pairs.matvecs
+        return Curvature(loss, gradient_norm, **found)
+
+    def _norm(self, hessian: BatchHessian) -> dict[str, Any]:
+        start = self._vector
+        if start is None or start.shape != (hessian.size,):
+            start = gaussian((hessian.size,), self._generator)
+            products = max(self.power_iterations, COLD_PRODUCTS)
+        else:
+            products = self.power_iterations
+        if self.method == "lanczos":
+            pair = eigenpairs(hessian, 1, start=start.to(hessian.device), max_matvecs=products, tol=self.tol)
+            assert pair.vectors is not None
+            self._vector = pair.vectors[:, 0]
+            value, residual, used, status = pair.values[0], pair.residuals[0], pair.matvecs, pair.status
+        else:
+            one = power_iteration(hessian, start=start, max_matvecs=products, tol=self.tol)
+            self._vector = one.vector
+            value, residual, used, status = one.value, one.residual, one.matvecs, one.status
+        return {
+            "hessian_norm": abs(float(value)),
+            "hessian_residual": float(residual),
+            "products": used,
+            "status": status,
+        }
+
+    def _trace(self, hessian: BatchHessian) -> dict[str, Any]:
+        draw = rademacher if self.distribution == "rademacher" else gaussian
+        vectors = draw((self.num_samples, hessian.size), self._generator)
+        found = trace(hessian, method="hutchinson", vectors=vectors.to(hessian.device))
+        return {"trace": found.value, "trace_error": found.standard_error}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors only: the vector, and where the random numbers stand."""
+        vector = {} if self._vector is None else {"vector": self._vector.clone()}
+        return {"generator": self._generator.get_state(), **vector}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self._generator.set_state(state["generator"].cpu())
+        self._vector = state["vector"].clone() if "vector" in state else None
+
+
+def _loss_of(risk: EmpiricalRisk, parameters: dict[str, Tensor]) -> Loss:
+    """The risk's loss as a function of the model's own parameters; over processes, such that their mean is the loss."""
+
+    def loss() -> Tensor:
+        with risk.evaluating():
+            shares = [risk.batch_share(parameters, batch, count) for batch, count in risk.read()]
+        return torch.stack(shares).sum() * risk.ranks.count
+
+    return loss

@@ -1,0 +1,123 @@
+"""How a `HomotopyLR` gets from curvature to learning rate; one object, checked as it is made. Needs no torch."""
+
+import difflib
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+RULES = ("stable", "seed", "seed_threshold")
+DECAYS = ("cosine", "linear", "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HomotopyOptions:
+    """The rule and its numbers. docs/homotopy.md has the formulas, and what was measured of each.
+
+    Attributes:
+        rule: "stable" rises from a small rate to η₀ as fast as the curvature that it meets allows, and brakes at once
+            where a step would become unstable. "seed" is the founders' η₀/(1 + α·κ/κ*), "seed_threshold" their code's
+            η₀/(1 + α·max(0, κ/κ* − 1)).
+        fraction: stable: the largest part of the rate at which a quadratic of this curvature diverges.
+        warmup_steps: How long the rise takes where nothing brakes it. None: a tenth of `total_steps`, 100 steps
+            without, none for the founders' rules.
+        initial_fraction: Of η₀, where the rise starts.
+        release: By which factor a step a braked rate rises again.
+        total_steps: Of the run. None: the rate never falls of its own.
+        decay: Its way to zero between the rise and `total_steps`.
+        alpha: α.
+        target_curvature: κ*; "adaptive" is a percentile of the κ met so far.
+        target_percentile: Which one.
+        target_window: Of how many of the last κ, exactly; "p2": of all, nearly, in constant memory.
+        floor: The founders' rules: the smallest η/η₀, so that training cannot stall. They had none.
+        frequency: Steps from one estimate to the next; more often in the first `10·frequency` steps.
+        ema: How much of the curvature before stays in its average; with "stable", in how far it is believed to have
+            fallen.
+        min_lr: Of the first group, whatever the rule says.
+        max_lr: Likewise.
+
+    Raises:
+        ValueError: A number out of range, an unknown name.
+    """
+
+    rule: Literal["stable", "seed", "seed_threshold"] = "stable"
+    fraction: float = 0.25
+    warmup_steps: int | None = None
+    initial_fraction: float = 0.01
+    release: float = 1.02
+    total_steps: int | None = None
+    decay: Literal["cosine", "linear", "none"] = "cosine"
+    alpha: float = 1.0
+    target_curvature: float | Literal["adaptive"] = "adaptive"
+    target_percentile: float = 0.75
+    target_window: int | Literal["p2"] = 1000
+    floor: float = 0.0
+    frequency: int = 10
+    ema: float = 0.9
+    min_lr: float = 0.0
+    max_lr: float = math.inf
+
+    def __post_init__(self) -> None:
+        _one_of("rule", self.rule, RULES)
+        _one_of("decay", self.decay, DECAYS)
+        for name, low, high in (
+            ("fraction", 0, math.inf),
+            ("initial_fraction", 0, 1),
+            ("release", 1, math.inf),
+            ("max_lr", 0, math.inf),
+        ):
+            _number(name, getattr(self, name), low, high, open_low=True)
+        for name, low, high in (
+            ("alpha", 0, math.inf),
+            ("target_percentile", 0, 1),
+            ("floor", 0, 1),
+            ("ema", 0, 1),
+            ("min_lr", 0, self.max_lr),
+        ):
+            _number(name, getattr(self, name), low, high)
+        if self.target_curvature != "adaptive":
+            _number("target_curvature", self.target_curvature, 0, math.inf, open_low=True, words="'adaptive' or ")
+        for name, least, none in (("frequency", 1, False), ("warmup_steps", 0, True), ("total_steps", 1, True)):
+            _count(name, getattr(self, name), least, "None" if none else "")
+        _count("target_window", self.target_window, 1, "'p2'")
+
+    @property
+    def rise(self) -> int:
+        """Steps of the rise."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        if self.rule != "stable":
+            return 0
+        return 100 if self.total_steps is None else self.total_steps // 10
+
+    @classmethod
+    def of(cls, settings: dict[str, Any]) -> "HomotopyOptions":
+        """From keywords; an unknown one is refused with the nearest that there is."""
+        known = [field.name for field in fields(cls)]
+        for name in settings:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                said = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"{name}: HomotopyLR has no such setting; expected one of {', '.join(known)}{said}")
+        return cls(**settings)
+
+
+def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        near = difflib.get_close_matches(str(value), known, n=1)
+        said = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}{said}")
+
+
+def _number(name: str, value: object, low: float, high: float, *, open_low: bool = False, words: str = "") -> None:
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+    if not fits or (open_low and value == low):
+        above = f"above {low:g}" if open_low else f"of at least {low:g}"
+        below = "" if high == math.inf else f" and at most {high:g}"
+        raise ValueError(f"{name}: expected {words}a number {above}{below}, got {value!r}")
+
+
+def _count(name: str, value: object, least: int, other: str) -> None:
+    if other and repr(value) == other:
+        return
+    if type(value) is not int or value < least:
+        raise ValueError(f"{name}: expected {f'{other} or ' if other else ''}an int of at least {least}, got {value!r}")
