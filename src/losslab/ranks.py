@@ -152,7 +152,10 @@ class Split:
         """V ← V − CW in place."""
         weights = coefficients.to(rows)
         for row, other in _stretches(rows, others):
-            row.addmm_(weights, other, alpha=-1)
+            if row.is_cuda:  # cuBLASLt refuses addmm_ into a single row (torch 2.11)
+                row.sub_(weights @ other)
+            else:
+                row.addmm_(weights, other, alpha=-1)
 
     def norm(self, part: Tensor) -> float:
         """‖v‖ summed in float64: torch's float32 sum is off by 1e-6 at n = 2·10⁵, by 3e-5 at 2·10⁶, and T with it."""

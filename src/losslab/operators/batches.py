@@ -47,7 +47,7 @@ def to_device(batch: Any, device: torch.device, dtype: torch.dtype | None = None
     """The batch on the device, and its real numbers in another precision if one is given."""
 
     def move(tensor: Tensor) -> Tensor:
-        return tensor.to(device, dtype if tensor.is_floating_point() else None, non_blocking=True)
+        return tensor.to(device, dtype if tensor.is_floating_point() else None, non_blocking=device.type != "cpu")
 
     return map_tensors(batch, move)
 

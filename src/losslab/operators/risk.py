@@ -17,6 +17,7 @@ from torch.func import functional_call
 from losslab.memory import free_bytes
 from losslab.operators import batches as kinds
 from losslab.operators.determinism import Evaluation, fingerprint, nonfinite_message, require_equal
+from losslab.operators.exact_convolutions import exact_convolutions
 from losslab.operators.subset import draw_subset
 from losslab.params import ParameterSpace
 from losslab.random import preserved_random_states
@@ -260,7 +261,7 @@ class EmpiricalRisk:
         modes = [(module, module.training) for module in self.model.modules()]
         # Attention's fast path, taken only without gradients, sets padded positions to zero: another function.
         fast_attention = torch.backends.mha.get_fastpath_enabled()
-        with preserved_random_states(seed, kinds.generators_of(self.batches)):
+        with preserved_random_states(seed, kinds.generators_of(self.batches)), exact_convolutions():
             try:
                 torch.backends.mha.set_fastpath_enabled(False)
                 self.model.train(self.mode == "train")

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ class Stack:
     def look_ahead(self) -> None:
         """Have another thread find the bases of the next refresh, from the covariances of now."""
         sides = copies(self.state, self.layout, self.step, clone=True)
-        self.coming = _worker().submit(new_bases, sides, self.step + 1, self.options)
+        self.coming = _worker(self.state["exp_avg"].device).submit(new_bases, sides, self.step + 1, self.options)
 
     def settled(self) -> Bases:
         """The bases that were looked for, as a part of the state: waits for them."""
@@ -101,9 +101,11 @@ class Stack:
 
 
 @cache
-def _worker() -> ThreadPoolExecutor:
-    """One thread for all: QR decompositions leave Python's lock to others."""
-    return ThreadPoolExecutor(1, thread_name_prefix="talt")
+def _worker(device: torch.device) -> ThreadPoolExecutor:
+    """One thread for all on a device: QR decompositions leave Python's lock to others."""
+    # A new thread has no CUDA context, which cuBLAS warns of; waiting for the device makes one.
+    ready = partial(torch.cuda.synchronize, device) if device.type == "cuda" else None
+    return ThreadPoolExecutor(1, thread_name_prefix="talt", initializer=ready)
 
 
 if hasattr(os, "register_at_fork"):  # a child has no such thread
