@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from losslab import __version__, cli
 from losslab.cli import measuring, training
 from losslab.probes import PROBES
 from losslab.studies.demo import RUNS
+from losslab.studies.devices import find_device
 from losslab.studies.record import RunFolder
 
 TRAIN = ["--set", "training.epochs=1", "--set", "model.width=4", "--set", "probes.examples=64", "--quiet"]
@@ -63,6 +65,23 @@ def test_probe_writes_what_it_prints(trained, runner):
     record = RunFolder(run).read_probe("sharpness")
     assert record["num_samples"] == 3
     assert f"{record['value']:.6g}" in result.output
+
+
+def test_where_a_probe_computes(trained, runner, monkeypatch):
+    def find(name, there):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+        return find_device(name).type
+
+    assert [find("auto", True), find("auto", False), find("cpu", True), find("cuda", True)] == [
+        "cuda",
+        "cpu",
+        "cpu",
+        "cuda",
+    ]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name, said in (("cuda", "cuda is not there; use auto or cpu"), ("cudda", "did you mean 'cuda'?")):
+        result = runner.invoke(cli.app, ["probe", "sharpness", "--run", str(trained / "sgd"), "--device", name])
+        assert said in str(result.exception)
 
 
 def test_probe_options_reach_the_options_object(trained, runner):

@@ -13,6 +13,7 @@ from losslab.studies.analysis import Analysis
 from losslab.studies.analysis import analyze as run_analysis
 from losslab.studies.config import load_config
 from losslab.studies.config_file import assign
+from losslab.studies.devices import find_device
 from losslab.studies.probing import find_probe, measure, plan_of, risk_of, shares_points
 from losslab.studies.shipped import find_config
 from losslab.studies.solution import find_solution
@@ -40,6 +41,9 @@ def probe(
     ] = None,
     settings: Changes = None,
     max_examples: Annotated[int | None, typer.Option("--max-examples", help="A fixed random part of the data.")] = None,
+    device: Annotated[
+        str, typer.Option("--device", help="auto (a CUDA device if there is one), cpu, cuda, mps.")
+    ] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost (spectrum).")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -52,10 +56,12 @@ def probe(
     for change in [*(settings or ()), *assignments(row.name, context.args)]:
         assign(chosen, change)
     solution = find_solution(run, checkpoint, config)
+    place = find_device(device)
     other = None
     if to is not None:
         other = find_solution(to, "last") if to.is_dir() else find_solution(None, to, config)
     with Ranks.joined() as ranks, progress_bar(quiet or ranks.rank > 0) as bar, stop_key(bar) as tick:
+        solution.model.to(place)
         risk = risk_of(solution, ranks=ALONE if shares_points(row) else ranks, max_examples=max_examples)
         if dry_run:
             text = str(plan_of(row, risk, chosen))

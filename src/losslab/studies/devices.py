@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from losslab.ranks import Ranks
-from losslab.studies.sections import TrainingConfig
+from losslab.studies.sections import TrainingConfig, suggestion
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -46,6 +46,25 @@ def make_fabric(training: TrainingConfig) -> "Fabric":
     if training.precision == "16-mixed" and fabric.device.type == "cpu":
         raise ValueError("training.precision: 16-mixed needs an accelerator; use bf16-mixed on a CPU")
     return fabric
+
+
+def find_device(name: str) -> torch.device:
+    """Where to measure: "auto" is a CUDA device if there is one, else the CPU, since MPS has no float64.
+
+    Raises:
+        ValueError: An unknown name, or a device that is not there.
+    """
+    there = {
+        "auto": True,
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if name not in there:
+        raise ValueError(f"--device: unknown name {name!r}, {suggestion(name, there)}")
+    if not there[name]:
+        raise ValueError(f"--device: {name} is not there; use auto or cpu")
+    return torch.device(("cuda" if there["cuda"] else "cpu") if name == "auto" else name)
 
 
 @contextmanager
