@@ -64,6 +64,10 @@ class Runs:
             time.sleep(0.5 if left else 0)
         return [self.found(run) or {} for run in runs]
 
+    def train(self, run: Run) -> Record:
+        """Do one run."""
+        return train(run, TASKS[run.task].data(self.data or Path()))
+
     def _try(self, run: Run) -> None:
         """Do a run, unless another process does."""
         path = self.path(run)
@@ -73,7 +77,7 @@ class Runs:
             with lock:
                 if self.found(run) is None:
                     began = time.perf_counter()
-                    record = train(run, TASKS[run.task].data(self.data or Path()))
+                    record = self.train(run)
                     record["seconds"] = time.perf_counter() - began
                     write_json(path, {"run": asdict(run), "record": record})
                     print(f"{run.task} {run.optimizer} {run.horizon} {run.seed}: {record['loss']:.4g}", flush=True)

@@ -6,6 +6,7 @@ The names in the commands are checked against the tables; what is trained is sma
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from losslab.studies.sections import RunConfig
 from losslab.studies.spaces import SPACES, TALT_FIXES
 
 PAGE = (Path(__file__).parents[1] / "docs" / "coming-from.md").read_text(encoding="utf-8")
-LATER = ("comes with homotopy", "the pages in this folder; notebooks come later")
+LATER = "the pages in this folder; notebooks come later"
 FOUNDING = """\
 seed: 42
 device: auto
@@ -35,6 +36,18 @@ probes: {out_dir: experiments/runs/sgd_seed42/probes}
 """
 FEW = ["dataset.train_examples=64", "probes.examples=16", "training.max_steps=2"]
 SMALL = ["dataset.name=digits", "model.name=mlp", "model.width=2", "schedule.warmup_steps=0"]
+# Classes, fields and methods of the founders' header, and what their document runs.
+HOMOTOPY = """
+HomotopyLRScheduler Config base_lr target_curvature min_lr max_lr alpha warmup_steps adaptive_target target_percentile
+step apply_to_optimizer get_current_lr get_current_curvature get_curvature_history export_metrics
+HutchinsonConfig num_samples power_iterations power_iter_tol use_rademacher estimation_frequency ema_decay
+CurvatureEstimator estimate hessian_vector_product estimate_trace_hutchinson estimate_spectral_norm_power
+estimate_top_eigenvalues_lanczos CurvatureMetrics spectral_norm_hessian kappa_curv gradient_norm trace_hessian
+required_mantissa_bits PerLayerHomotopyLR normalize_by_median register_layer get_layer_curvature update_layer
+CurvatureAwareGradientClipper base_clip_norm curvature_target min_clip_norm clip_gradients
+CurvatureAwareWarmup target_lr initial_lr_fraction curvature_threshold increase_factor max_warmup_steps is_complete
+HomotopyOptimizer get_lr cmake test_homotopy_lr mnist_demo
+"""
 ALL_ON = [f"optimizer.talt.{fix}=true" for fix in FIXES]
 # What follows a command, by its first words, so that it takes no time.
 TINY = {
@@ -49,14 +62,18 @@ TINY = {
 ELSEWHERE = {
     "losslab batch": "test_batch",
     "losslab board": "test_board",
+    "losslab demo homotopy": "test_cli_homotopy",
     "losslab study fourway": "test_fourway",
     "losslab show attention": "test_activations",
 }
 
 
+def section(title: str) -> str:
+    return re.search(rf"^## {re.escape(title)}.*?(?=^## |\Z)", PAGE, flags=re.MULTILINE | re.DOTALL).group()
+
+
 def rows(title: str) -> list[list[str]]:
-    section = re.search(rf"^## {re.escape(title)}.*?(?=^## |\Z)", PAGE, flags=re.MULTILINE | re.DOTALL).group()
-    lines = [line.strip("|\n ").split(" | ") for line in section.splitlines() if line.startswith("| ")]
+    lines = [line.strip("|\n ").split(" | ") for line in section(title).splitlines() if line.startswith("| ")]
     return [cells for cells in lines if cells[0] != "there" and not cells[0].startswith("---")]
 
 
@@ -182,10 +199,33 @@ def test_every_data_set_of_the_founders_is_one_of_the_data_sets(name):
     assert from_assignments(flag_assignments({"dataset": name})).dataset.name in DATASETS
 
 
-def test_a_row_without_a_command_says_what_it_waits_for():
-    waiting = [cells for title in ("The evaluation", "The TALT", "The homotopy") for cells in rows(title)]
-    told = [cells for cells in waiting if "`losslab" not in cells[1]]
-    assert sum(cells[1].startswith(LATER) for cells in told) >= 2
+def test_every_row_of_the_homotopy_schedule_runs(here):
+    """What stands in backticks on the right, in the order of the table, after the lines above it."""
+    (code,) = re.findall(r"```python\n(.*?)```", section("The homotopy schedule"), flags=re.DOTALL)
+    names: dict = {}
+    exec(code, names)
+    ran = 0
+    for _, cell in rows("The homotopy schedule"):
+        for line in re.findall(r"`([^`]*)`", cell):
+            if line != "backward()" and not line.startswith("losslab "):
+                exec(line, names)
+                ran += 1
+    assert ran >= 50
+    assert names["config"] == replace(names["HomotopyLRScheduler"].Config(), base_lr=0.01)  # the defaults are theirs
+    assert names["hvp_config"] == names["HutchinsonConfig"]()
+    assert Path("training_metrics.csv").read_text().startswith("step,loss,lr,curvature,")
+
+
+def test_every_name_of_the_homotopy_schedule_is_in_its_table():
+    there = " ".join(cells[0] for cells in rows("The homotopy schedule"))
+    assert [name for name in HOMOTOPY.split() if not re.search(rf"\b{name}\b", there)] == []
+
+
+def test_one_row_alone_waits_for_what_is_not_there_yet():
+    assert [cells[0] for cells in rows("The loss landscape") if cells[1] == LATER] == [
+        "`jupyter notebook` and five notebooks"
+    ]
+    assert "comes with" not in PAGE
 
 
 def test_the_founding_yaml_is_read_as_it_is(tmp_path):

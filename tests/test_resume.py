@@ -77,6 +77,11 @@ CASES = {
         "optimizer": {"name": "talt", "lr": 0.02},
         "training": {"monitor_talt": 4, "checkpoints": {"every": 3}},
     },
+    "homotopy, batch norm, averaged": {
+        "model": CNN,
+        "schedule": {"name": "homotopy", "frequency": 3, "num_samples": 1},
+        "training": {"ema": 0.9, "checkpoints": {"every": 3}},
+    },
     "bfloat16": {"training": {"precision": "bf16-mixed", "checkpoints": {"every": 2}}},
 }  # fmt: skip
 

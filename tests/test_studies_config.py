@@ -95,17 +95,18 @@ def test_overrides_apply_in_order_and_parse_as_yaml(write):
         ("optimizer: {momentum: 1}", "optimizer.momentum: expected a number >= 0 and < 1, got 1"),
         (
             "schedule: {name: cosinus}",
-            "schedule.name: expected one of 'constant', 'cosine', 'linear', 'one_cycle', got 'cosinus'; "
-            "did you mean 'cosine'?",
+            "schedule.name: expected one of 'constant', 'cosine', 'linear', 'one_cycle', 'homotopy', got "
+            "'cosinus'; did you mean 'cosine'?",
         ),
         (
             "schedule: {name: steps}",
-            "schedule.name: expected one of 'constant', 'cosine', 'linear', 'one_cycle', got 'steps'",
+            "schedule.name: expected one of 'constant', 'cosine', 'linear', 'one_cycle', 'homotopy', got 'steps'",
         ),
         (
             "{optimizer: {name: sam}, training: {precision: 16-mixed}}",
             "training.precision: sam cannot scale its two gradients; expected bf16-mixed or 32-true",
         ),
+        ("dataset: {vocabulary: [1]}", "dataset.vocabulary: expected an integer >= 1 or a text, got [1]"),
         ("optimizer: {betas: [0.9]}", "optimizer.betas: expected a list of two numbers, got [0.9]"),
         ("optimizer: {betas: 0.9}", "optimizer.betas: expected a list of two numbers, got 0.9"),
         ("optimizer: {betas: [0.9, 1]}", "optimizer.betas.1: expected a number >= 0 and < 1, got 1"),
@@ -138,8 +139,8 @@ def test_every_problem_is_one_clear_line(write, text, expected):
 
 
 def test_far_key_lists_the_choices(write):
-    assert problems(write("schedule: {zzz: 1}")) == [
-        "schedule.zzz: unknown key, expected one of name, warmup_steps"
+    assert problems(write("probes: {zzz: 1}")) == [
+        "probes.zzz: unknown key, expected one of split, examples, batch_size"
     ]
     (line,) = problems(write("1: 2"))
     assert line.startswith("1: unknown key, expected one of name, seed, dataset")

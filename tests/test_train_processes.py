@@ -16,7 +16,8 @@ def configure(**training):
         "seed": 3,
         "dataset": {"batch_size": 359},  # of 1,078 examples: the last batch has one, and a process none
         "model": {"name": "mlp", "width": 12, "hidden": 1},
-        "optimizer": {"name": "adamw", "lr": 0.02},
+        "optimizer": {"name": "momentum", "lr": 0.05},  # in whose steps a wrong scale of the gradient shows
+        "schedule": {"name": "homotopy", "warmup_steps": 2},
         "training": {"epochs": 2, "device": "cpu", "clip_norm": 1.0, "accumulate": 2, "eval_every": 3, **training},
     })  # fmt: skip
 
@@ -44,7 +45,8 @@ def test_two_processes_train_as_one(tmp_path):
     alone = train(configure(), RunFolder.create(tmp_path / "alone"))
     first, second = run_ranks(in_each_process, 2, tmp_path, tmp_path)
     whole, stopped_at, resumed = first
-    assert len(whole) == len(alone.metrics()) == 5
+    assert [row["kind"] for row in whole].count("homotopy") == 8
+    assert len(whole) == len(alone.metrics()) == 5 + 8
     for row, expected in zip(without_times(whole), without_times(alone.metrics()), strict=True):
         words = ("kind", "status")
         assert [row.pop(word, None) for word in words] == [expected.pop(word, None) for word in words]

@@ -15,11 +15,11 @@ import report_folders as folders
 from cases import Tied, classes, conv_batchnorm, mlp, normal, paired, seeded
 from losslab.operators.dense import DenseOperator
 from losslab.operators.risk import EmpiricalRisk
+from losslab.operators.update_rule import UpdateRule, update_rule
 from losslab.params import ParameterSpace
 from losslab.probes.trajectories import waypoint as module
 from losslab.probes.trajectories.path_pca import path_of, random_walk_variances
 from losslab.probes.trajectories.snapshots import Snapshot, Snapshots
-from losslab.operators.update_rule import UpdateRule, update_rule
 from losslab.probes.trajectories.waypoint import TrajectoryOptions
 from losslab.probes.trajectory import trajectory
 from losslab.report import matplotlib_backend, plotly_backend

@@ -40,6 +40,10 @@ def train(
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     momentum: Annotated[float | None, typer.Option(help="Of SGD and Muon.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Pull of the weights to zero.")] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="constant, cosine, linear, one_cycle, or homotopy: by the curvature.")
+    ] = None,
+    warmup_steps: Annotated[int | None, typer.Option(help="How long the learning rate rises.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the first weights and the examples' order.")] = None,
     mixed_precision: Annotated[
         bool | None, typer.Option("--mixed-precision", help="bfloat16 inside operations; see docs/coming-from.md.")
@@ -84,7 +88,7 @@ def train(
     if include_theoretical_fixes and not tune_hyperparams:
         raise ConfigError("--include-theoretical-fixes: it widens a search; add --tune-hyperparams, or leave it out")
     if tune_hyperparams:
-        space = space_of(settings.optimizer.name, with_fixes=include_theoretical_fixes)
+        space = space_of(settings.optimizer.name, settings.schedule.name, with_fixes=include_theoretical_fixes)
         settings = _tuned(settings, path / "tuning", space, n_trials, quiet)
         path = path / "best"
     with Ranks.joined() as ranks, progress_bar(quiet or ranks.rank > 0) as bar:

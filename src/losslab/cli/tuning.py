@@ -13,6 +13,7 @@ from losslab.report import tuning as page
 from losslab.status import Status
 from losslab.studies.config import load_config
 from losslab.studies.config_file import ConfigError, assign, read_mapping
+from losslab.studies.sections import RunConfig
 from losslab.studies.shipped import find_config
 from losslab.studies.spaces import Space, make_space, space_of
 from losslab.studies.tune import TuneOptions
@@ -51,7 +52,7 @@ def tune(
     """
     base = load_config(find_config(config), changes or ())
     options = TuneOptions(
-        space=searched(base.optimizer.name, space, ranges or (), with_fixes=include_theoretical_fixes),
+        space=searched(base, space, ranges or (), with_fixes=include_theoretical_fixes),
         trials=trials,
         seed=seed,
         metric=metric,
@@ -68,7 +69,7 @@ def tune(
     console.print(f"train it: losslab train {folder / 'best.yaml'}", soft_wrap=True)
 
 
-def searched(optimizer: str, file: Path | None, ranges: Iterable[str], *, with_fixes: bool = False) -> Space:
+def searched(base: RunConfig, file: Path | None, ranges: Iterable[str], *, with_fixes: bool = False) -> Space:
     """What may vary: of the file, with the ranges given in its place or beside it; or else the optimizer's own.
 
     Raises:
@@ -81,7 +82,7 @@ def searched(optimizer: str, file: Path | None, ranges: Iterable[str], *, with_f
             raise ConfigError(f"--set-space {text}: expected KEY=LOW:HIGH, such as optimizer.lr=1e-4:1e-1:log")
         values[key.strip()] = _entry(text, entry)
     if not values:
-        return space_of(optimizer, with_fixes=with_fixes)
+        return space_of(base.optimizer.name, base.schedule.name, with_fixes=with_fixes)
     if with_fixes:
         raise ConfigError("--include-theoretical-fixes: it adds to TALT's own space; name the fixes in yours instead")
     return make_space(values, source="space")

@@ -15,7 +15,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from losslab.operators.double_backward import CheapDoubleBackward
 from losslab.operators.risk import EmpiricalRisk
 
-_COMPLAINTS = ("derivative for", "double backward", "differentiate twice", "cudnn RNN", "heckpoint")
+_COMPLAINTS = (
+    "derivative for",
+    "double backward",
+    "differentiate twice",
+    "cudnn RNN",
+    "heckpoint",
+    "no autograd formula",
+)
 
 
 class MissingSecondDerivative(RuntimeError):
@@ -43,8 +50,7 @@ class GradientGraph:
             loss = self._loss(risk, leaves, batch, count)
             grads: Sequence[Tensor | None] = [None] * len(self._leaves)
             if loss.requires_grad:
-                grads = torch.autograd.grad(loss, self._leaves, create_graph=True, allow_unused=True)
-            require_second_derivatives(grads)
+                grads = differentiable_gradient(loss, self._leaves)
         # A parameter that is unused has gradient zero, one that enters linearly a constant one: no second derivatives.
         self._curved = [(i, g) for i, g in enumerate(grads) if g is not None and g.requires_grad]
         self._explained = lambda: explained(risk, leaves, batch)
@@ -82,6 +88,22 @@ def graph_bytes(outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> int:
     return sum(size for pointer, size in sizes.items() if pointer not in known)
 
 
+def differentiable_gradient(loss: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """∇L with the graph that leads to it; None for what L does not depend on.
+
+    Raises:
+        RuntimeError: The graph leads through a `once_differentiable` function, whose gradient torch takes for constant
+            without a word, or through a reentrant checkpoint, whose parameters it takes for unused.
+    """
+    if has_reentrant_checkpoints(loss):
+        raise RuntimeError("a reentrant checkpoint cannot be differentiated twice; checkpoint(…, use_reentrant=False)")
+    # The incoming 1 requires a gradient: else a function marked so that comes last leaves no trace of it.
+    one = torch.ones_like(loss, requires_grad=True)
+    gradients = torch.autograd.grad(loss, inputs, grad_outputs=one, create_graph=True, allow_unused=True)
+    require_second_derivatives(gradients)
+    return gradients
+
+
 def require_second_derivatives(gradients: Sequence[Tensor | None]) -> None:
     """Refuse gradients that lead through a `once_differentiable` function.
 
@@ -89,6 +111,14 @@ def require_second_derivatives(gradients: Sequence[Tensor | None]) -> None:
     """
     if any(node.name() == "torch::autograd::Error" for node in _nodes([g for g in gradients if g is not None])):
         raise RuntimeError("trying to differentiate twice a function that was marked with @once_differentiable")
+
+
+def has_reentrant_checkpoints(output: Tensor) -> bool:
+    """Whether something on the way to it is under `checkpoint(use_reentrant=True)`.
+
+    `torch.autograd.grad` knows nothing of the parameters inside, and takes them for unused without a word.
+    """
+    return any("CheckpointFunction" in node.name() for node in _nodes([output]))
 
 
 def _nodes(outputs: Sequence[Tensor]) -> Iterator[Any]:
@@ -166,8 +196,7 @@ def _twice_differentiable(module: nn.Module, args: tuple[Any, ...], kwargs: dict
             output = output[0] if isinstance(output, list | tuple) else output
             if not isinstance(output, Tensor) or not output.requires_grad:
                 return True
-            grads = torch.autograd.grad(output.pow(2).sum(), inputs, create_graph=True, allow_unused=True)
-            require_second_derivatives(grads)
+            grads = differentiable_gradient(output.pow(2).sum(), inputs)
             curved = sum((g.pow(2).sum() for g in grads if g is not None and g.requires_grad), torch.zeros(()))
             if curved.requires_grad:
                 torch.autograd.grad(curved, inputs, allow_unused=True)

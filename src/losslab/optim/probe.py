@@ -4,24 +4,18 @@ A covariance has no negative eigenvalues: it cannot tell the two apart.
 """
 
 import math
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 
-from losslab.operators.double_backward import CheapDoubleBackward
-from losslab.operators.gradient_graph import require_second_derivatives
 from losslab.optim.diagnostics.states import stacked
 from losslab.optim.eigenspace.coordinates import rotated_back, weighed
 from losslab.optim.eigenspace.options import of_group
 from losslab.optim.eigenspace.plans import layout_of
 from losslab.optim.eigenspace.rule import thresholds
-from losslab.random import preserved_random_states
-
-Loss = Callable[[], Tensor]
+from losslab.optim.homotopy.batch_hessian import BatchHessian, Loss
 
 
 def valley_curvature(optimizer: Optimizer, loss: Loss) -> float:
@@ -38,7 +32,8 @@ def valley_curvature(optimizer: Optimizer, loss: Loss) -> float:
     Returns:
         The curvature, in units of the loss over squared weights. NaN where no tensor has a valley yet.
 
-    Cost: two gradients. Without second derivatives, differences of two gradients: their error is about 1 % in float32.
+    Cost: two gradients. Without second derivatives, a gradient and a difference of two, whose error is some percent in
+    float32 (`BatchHessian`).
     """
     return _curvature(optimizer, loss, valleys=True)
 
@@ -64,12 +59,9 @@ def _curvature(optimizer: Optimizer, loss: Loss, *, valleys: bool) -> float:
     length = math.sqrt(sum(float(v.double().square().sum()) for _, v in parts))
     if not 0 < length < math.inf:
         return math.nan
-    parameters = [parameter for parameter, _ in parts]
-    direction = [(v / length).to(parameter.dtype) for parameter, v in parts]
-    try:
-        return _exact(parameters, direction, loss)
-    except RuntimeError:  # an operation without second derivative
-        return _difference(parameters, direction, loss)
+    hessian = BatchHessian(loss, [parameter for parameter, _ in parts])
+    direction = torch.cat([(v / length).reshape(-1).to(hessian.dtype) for _, v in parts])
+    return float(direction.double() @ (hessian @ direction).double())
 
 
 @torch.no_grad()
@@ -91,40 +83,3 @@ def _direction(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor, v
         response = torch.where(table <= cuts[:, 0], response, 0.0)
     found = weighed(stack.state["exp_avg"], response, stack.state, of)
     return rotated_back(found, stack.state, of)[0].reshape(parameter.shape)
-
-
-def _exact(parameters: Sequence[Tensor], direction: Sequence[Tensor], loss: Loss) -> float:
-    """By differentiating twice."""
-    with torch.enable_grad(), preserved_random_states():
-        with CheapDoubleBackward(), sdpa_kernel(SDPBackend.MATH):  # fast attention has no second derivative
-            gradient = torch.autograd.grad(loss(), parameters, create_graph=True, allow_unused=True)
-        require_second_derivatives(gradient)
-        slope = sum((g * v).sum() for g, v in zip(gradient, direction, strict=True) if g is not None)
-        if not isinstance(slope, Tensor) or not slope.requires_grad:
-            return 0.0  # the loss is linear in all of them
-        product = torch.autograd.grad(slope, parameters, allow_unused=True)
-    return _dot(product, direction)
-
-
-def _difference(parameters: Sequence[Tensor], direction: Sequence[Tensor], loss: Loss) -> float:
-    """(∇L(θ + hv) − ∇L(θ − hv))ᵀv / 2h, h where truncation and rounding are about equal."""
-    kept = [p.detach().clone() for p in parameters]
-    size = math.sqrt(sum(float(p.double().square().sum()) for p in kept))
-    h = torch.finfo(kept[0].dtype).eps ** (1 / 3) * (1 + size)
-    slopes = []
-    try:
-        for sign in (1, -1):
-            with torch.no_grad():
-                for p, origin, v in zip(parameters, kept, direction, strict=True):
-                    p.copy_(origin + sign * h * v)
-            with torch.enable_grad(), preserved_random_states():
-                slopes.append(_dot(torch.autograd.grad(loss(), parameters, allow_unused=True), direction))
-    finally:
-        with torch.no_grad():
-            for p, origin in zip(parameters, kept, strict=True):
-                p.copy_(origin)
-    return (slopes[0] - slopes[1]) / (2 * h)
-
-
-def _dot(first: Sequence[Tensor | None], second: Sequence[Tensor]) -> float:
-    return sum(float((a.double() * b.double()).sum()) for a, b in zip(first, second, strict=True) if a is not None)

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from losslab.optim.diagnostics.recorder import TALTDiagnostics
 from losslab.optim.eigenspace.gradients import matrices, moved, sizes
-from losslab.optim.eigenspace.options import STRUCTURES, TALTOptions, nearest, of_group, plain
+from losslab.optim.eigenspace.options import STRUCTURES, TALTOptions, is_number, nearest, of_group, plain
 from losslab.optim.eigenspace.plans import Plans, layout_of
 from losslab.optim.eigenspace.update import update
 from losslab.optim.probe import step_curvature
@@ -233,12 +233,12 @@ class TALT(Optimizer):
 
 def _check(group: dict[str, Any]) -> None:
     lr, betas = group["lr"], group["betas"]
-    if not isinstance(lr, Tensor) and not lr >= 0:
+    if not isinstance(lr, Tensor) and not (is_number(lr) and lr >= 0):
         raise ValueError(f"lr: expected a number >= 0, got {lr!r}")
-    if not isinstance(betas, tuple | list) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+    if not isinstance(betas, tuple | list) or len(betas) != 2 or not all(is_number(b) and 0 <= b < 1 for b in betas):
         raise ValueError(f"betas: expected two numbers from 0 to below 1, got {betas!r}")
     for name in ("eps", "weight_decay"):
-        if not group[name] >= 0:
+        if not (is_number(group[name]) and group[name] >= 0):
             raise ValueError(f"{name}: expected a number >= 0, got {group[name]!r}")
     if group["structure"] not in STRUCTURES:
         raise ValueError(f"structure: expected one of {', '.join(STRUCTURES)}, got {group['structure']!r}")

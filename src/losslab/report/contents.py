@@ -17,6 +17,8 @@ PROBES = ("spectrum", "sharpness", "plane", "noise")  # what a complete run has;
 class Run:
     """One run's files: the last row of each epoch, the final row, the latest record of each probe.
 
+    `homotopy` are the rows of the homotopy learning rate, in the order of their steps.
+
     `series` holds all records of the probes in SERIES, in the order of their steps.
     """
 
@@ -24,6 +26,7 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     epochs: list[dict[str, Any]] = field(default_factory=list)
+    homotopy: list[dict[str, Any]] = field(default_factory=list)
     final: dict[str, Any] | None = None
     probes: dict[str, dict[str, Any]] = field(default_factory=dict)
     series: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -104,6 +107,7 @@ def _run(name: str, folder: RunFolder) -> Run:
         config=folder.config,
         environment=folder.environment if (folder.path / "environment.json").is_file() else {},
         epochs=[epochs[epoch] for epoch in sorted(epochs)],
+        homotopy=[row for row in rows if row.get("kind") == "homotopy"],
         final=next((row for row in reversed(rows) if row.get("kind") == "final"), None),
         probes={probe: folder.read_probe(probe) for probe in measured if probe not in SERIES},
         series={name: [folder.read_probe(name, label) for label in measured.get(name, ())] for name in SERIES},

@@ -34,6 +34,8 @@ FLAGS = {
     "lr": "optimizer.lr",
     "momentum": "optimizer.momentum",
     "weight_decay": "optimizer.weight_decay",
+    "schedule": "schedule.name",
+    "warmup_steps": "schedule.warmup_steps",
     "epochs": "training.epochs",
     "mixed_precision": "training.precision",
 }
@@ -47,7 +49,7 @@ KEYS = {
 DROPPED = ("model.num_classes", "train.save_dir", "train.save_name", "probes.out_dir")
 # Spelled otherwise there than the rule "lower case, _ for -" makes of them.
 NAMES = {"simplecnn": "simple_cnn", "small_cnn": "simple_cnn", "glue_sst2": "sst2"}
-NAMED = ("model.name", "dataset.name", "optimizer.name")
+NAMED = ("model.name", "dataset.name", "optimizer.name", "schedule.name")
 # Two optimizers of theirs, and two flags that are true or false -> the settings of TALT that they are. The first TALT
 # had none of the fixes, their code's numbers, and fixed thresholds: here what tells valleys and walls apart on digits.
 ALL_FIXES = {f"optimizer.talt.{fix}": True for fix in FIXES}

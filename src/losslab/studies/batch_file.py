@@ -8,6 +8,7 @@ from typing import Any
 from losslab.studies.aliases import flag_assignments
 from losslab.studies.config import make_config
 from losslab.studies.config_file import ConfigError, assign, read_mapping, shown
+from losslab.studies.schedule_section import named
 from losslab.studies.sections import RunConfig, suggestion
 
 KEYS = {"runs": ("description", "defaults", "runs"), "experiments": ("description", "experiments")}
@@ -87,7 +88,7 @@ def _plain(entry: Any, form: str, source: str) -> dict[str, Any]:
 
 def _entries(values: Mapping[str, Any], defaults: Mapping[str, Any], source: str) -> Iterator[Entry]:
     """The runs of one entry: one, or one a seed."""
-    values = _over(defaults, values)
+    values = _over(named(defaults), named(values))
     seeds = values.pop("seeds", None)
     if isinstance(name := values.get("name"), str):
         source = f"{source} ({name})"

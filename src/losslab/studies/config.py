@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from losslab.studies.aliases import is_founding, modern
 from losslab.studies.config_file import ConfigError, assign, read_mapping, shown
+from losslab.studies.schedule_section import EVERYWHERE, named, spelled
 from losslab.studies.sections import RunConfig, Section, suggestion
 
 Checked = TypeVar("Checked", bound=Section)
@@ -31,8 +32,9 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     values = read_mapping(Path(path))
     if is_founding(values):
         values = {"name": Path(path).stem, **modern(values)}
+    values = named(values)
     for assignment in overrides:
-        assign(values, assignment)
+        assign(values, spelled(assignment))
     return make_config(values, source=str(path))
 
 
@@ -44,7 +46,7 @@ def from_assignments(assignments: Iterable[str]) -> RunConfig:
     """
     values: dict[str, Any] = {}
     for assignment in assignments:
-        assign(values, assignment)
+        assign(values, spelled(assignment))
     return make_config(values)
 
 
@@ -67,13 +69,13 @@ def checked(kind: type[Checked], values: Mapping[str, Any], *, source: str) -> C
         return kind.model_validate(dict(values))
     except ValidationError as error:
         lines = [f"{source}: {_explain(problem, kind)}" for problem in error.errors(include_url=False)]
-        raise ConfigError("\n".join(lines)) from None
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
 
 
 def apply(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     """The configuration with some values changed, and checked again as a whole.
 
-    Another optimizer starts from its own defaults: nothing of the one before is left.
+    Another optimizer starts from its own defaults: nothing of the one before is left. Another schedule keeps the rise.
 
     Args:
         config: What to change; it is left as it is.
@@ -82,9 +84,11 @@ def apply(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     Raises:
         ConfigError: With one line for each name or value that a configuration does not take.
     """
-    values = config.model_dump(mode="json")
+    values, changes = config.model_dump(mode="json"), {spelled(dotted): value for dotted, value in changes.items()}
     if any(changes.get(f"optimizer.{key}", values["optimizer"][key]) != values["optimizer"][key] for key in _ROW):
         values["optimizer"] = {"name": config.optimizer.name}
+    if changes.get("schedule.name", config.schedule.name) != config.schedule.name:
+        values["schedule"] = {key: values["schedule"][key] for key in EVERYWHERE}
     for dotted, value in changes.items():
         *sections, name = dotted.split(".")
         branch = values
@@ -112,6 +116,8 @@ def _explain(problem: ErrorDetails, kind: type[Section]) -> str:
         location = location[:-1]
     elif problem["type"] == "missing":
         return f"{_dotted(location)}: expected {_described(_schema_at(location, kind))}, got nothing"
+    if "anyOf" in _schema_at(location[:-1], kind):  # pydantic names the choice that it tried
+        location = location[:-1]
     expected = _described(_schema_at(location, kind))
     if problem["type"] == "finite_number":
         expected = expected.replace("a number", "a finite number")
@@ -142,6 +148,8 @@ def _described(schema: dict[str, Any]) -> str:
         return " or ".join(_described(choice) for choice in schema["anyOf"])
     if "enum" in schema:
         return "one of " + ", ".join(repr(choice) for choice in schema["enum"])
+    if "const" in schema:
+        return repr(schema["const"])
     if "pattern" in schema:
         return "a name of letters, digits, '.', '_' and '-'"
     if "items" in schema:

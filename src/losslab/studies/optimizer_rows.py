@@ -9,6 +9,9 @@ OptimizerName: TypeAlias = Literal[
 # Optimizers that are made of another one, and of which they are by default.
 BASES = {"sam": "sgd", "schedule_free": "adamw"}
 
+# Of which it is known how much curvature they bear (`losslab.optim.homotopy.preconditioner.limit`).
+BOUNDED = ("sgd", "momentum", "nesterov", "adam", "adamw", "talt")
+
 # What is not named does nothing in a row and is refused there; `weight_decay` acts in all, and is 0 unless it is given.
 # The numbers are the papers' (docs/optimizers.md names them), rates those for small networks.
 ROWS: dict[str, dict[str, Any]] = {

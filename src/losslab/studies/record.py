@@ -27,6 +27,7 @@ _LEFT_BY_A_RUN = (
     "metrics.jsonl",
     "report.html",
     "talt.html",
+    "homotopy.csv",
     "checkpoints",
     "snapshots",
     "probes",

@@ -1,4 +1,7 @@
-"""How does the learning rate change from step to step?  A pure function of the step, so that a resumed run knows it."""
+"""How does the learning rate change from step to step?  A pure function of the step, so that a resumed run knows it.
+
+Of all schedules but "homotopy", whose rate the run itself finds: `losslab.studies.homotopy`.
+"""
 
 import math
 
@@ -14,7 +17,7 @@ def rate_factor(schedule: ScheduleConfig, step: int, total: int) -> float:
     """What the learning rate is multiplied by in one step.
 
     Args:
-        schedule: Which one.
+        schedule: Which one; not "homotopy".
         step: Counted from 0.
         total: Steps of the whole run.
     """

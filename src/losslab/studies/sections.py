@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from losslab.studies.optimizer_rows import OptimizerName, acting, defaults, row_of
+from losslab.studies.optimizer_rows import BOUNDED, OptimizerName, acting, defaults, row_of
+from losslab.studies.schedule_section import ScheduleConfig, named
 from losslab.studies.section import Positive, Section
 from losslab.studies.talt_section import TALTConfig
 
@@ -114,19 +115,6 @@ class OptimizerConfig(Section):
         return self
 
 
-class ScheduleConfig(Section):
-    """The learning rate by step.
-
-    Attributes:
-        name: After the rise it stays ("constant"), or falls to zero along a cosine ("cosine") or a line ("linear").
-            "one_cycle" rises from 1/25 of it along a cosine, then falls to nearly zero.
-        warmup_steps: How long it rises. 0: not at all; in "one_cycle" over the first three tenths of the run.
-    """
-
-    name: Literal["constant", "cosine", "linear", "one_cycle"] = "constant"
-    warmup_steps: int = Field(default=0, ge=0)
-
-
 class SnapshotsConfig(Section):
     """After which steps the weights are kept, for the probe `trajectory`; none by default.
 
@@ -227,6 +215,11 @@ class RunConfig(Section):
     training: TrainingConfig = TrainingConfig()
     probes: ProbesConfig = ProbesConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _under_their_names(cls, values: Any) -> Any:
+        return named(values) if isinstance(values, dict) else values
+
     @model_validator(mode="after")
     def _possible_together(self) -> "RunConfig":
         if self.optimizer.name == "sam" and self.training.precision == "16-mixed":
@@ -235,6 +228,11 @@ class RunConfig(Section):
         if self.training.monitor_talt is not None and self.optimizer.name != "talt":
             raise ValueError(
                 f"training.monitor_talt: expected the optimizer talt, got {self.optimizer.name}; remove it"
+            )
+        if (self.schedule.name, self.schedule.rule) == ("homotopy", "stable") and self.optimizer.name not in BOUNDED:
+            raise ValueError(
+                f"schedule.rule: stable needs the curvature that the optimizer can bear, which is known for "
+                f"{', '.join(BOUNDED)}; got {self.optimizer.name}; take another optimizer, or rule: seed"
             )
         return self
 

@@ -169,8 +169,10 @@ SPACES: dict[str, Space] = {
 TALT_FIXES: Space = {f"optimizer.talt.{fix}": Choice((True, False)) for fix in FIXES}
 
 
-def space_of(optimizer: str, *, with_fixes: bool = False) -> Space:
+def space_of(optimizer: str, schedule: str = "constant", *, with_fixes: bool = False) -> Space:
     """The space of an optimizer; `with_fixes`: TALT's with its eight fixes.
+
+    Under the schedule "homotopy" of the row's settings the learning rate alone: nothing else needs tuning.
 
     Raises:
         ConfigError: `with_fixes` for another optimizer.
@@ -178,4 +180,6 @@ def space_of(optimizer: str, *, with_fixes: bool = False) -> Space:
     if with_fixes and optimizer != "talt":
         wanted = "expected optimizer talt, which they are of"
         raise ConfigError(f"--include-theoretical-fixes: {wanted}, got {optimizer}; leave it out")
-    return {**SPACES[optimizer], **(TALT_FIXES if with_fixes else {})}
+    row = SPACES[optimizer]
+    own = {"optimizer.lr": row["optimizer.lr"]} if schedule == "homotopy" else row
+    return {**own, **(TALT_FIXES if with_fixes else {})}

@@ -57,6 +57,8 @@ class Stepper:
             self.model.train()
         loss, correct = self._gradient(inputs, targets)
         loss, correct = self.ranks.total(loss, correct) if self.ranks.count > 1 else (loss, correct)
+        if measured and self.training.clip_norm is None:  # clipping has taken the loss scale out already
+            self.fabric.strategy.precision.unscale_gradients(self.optimizer.optimizer)  # type: ignore[attr-defined]
         norm = gradient_norm(self.model) if measured else math.nan  # before the step: some optimizers write into it
         if math.isfinite(loss) and not self._step(inputs, targets):
             loss = math.nan

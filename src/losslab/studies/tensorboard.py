@@ -15,9 +15,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from losslab.random import preserved_random_states
+from losslab.studies import homotopy, talt_monitor
 from losslab.studies.monitor import histograms
 from losslab.studies.optional import optional
-from losslab.studies.talt_monitor import scalars
 
 FOLDER = "tensorboard"  # in a run folder
 # A column of the metrics -> its curve. Curves with the same first part stand side by side. Others keep their name.
@@ -72,9 +72,7 @@ class TensorBoard:
         """Write a row's numbers, with the last one the settings too."""
         if self._writer is None:
             self.rewind(0)
-        numbers = {
-            TAGS.get(key, key): value for key, value in {**values, **scalars(values)}.items() if _is_number(value)
-        }
+        numbers = {tag: value for tag, value in _curves(values).items() if _is_number(value)}
         for tag, value in numbers.items():
             self._writer.add_scalar(tag, value, step)
         if self._network is not None and self.with_histograms and values.get("kind") == "epoch":
@@ -126,6 +124,13 @@ def package(name: str) -> ModuleType:
         ValueError: It is not installed.
     """
     return optional(name, "losslab[board]")
+
+
+def _curves(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row's values under their curves' names."""
+    if row.get("kind") == homotopy.KIND:
+        return homotopy.scalars(row)
+    return {TAGS.get(key, key): value for key, value in {**row, **talt_monitor.scalars(row)}.items()}
 
 
 def _is_number(value: Any) -> bool:

@@ -20,6 +20,7 @@ from losslab.studies.data import Batches, Dataset, Split, augmentation
 from losslab.studies.devices import random_states, restore_random_states
 from losslab.studies.environment import environment
 from losslab.studies.evaluation import sums
+from losslab.studies.homotopy import HomotopyRate, export_rows
 from losslab.studies.models import build_model
 from losslab.studies.monitor import parameter_norm
 from losslab.studies.optimizers import build_optimizer
@@ -74,6 +75,11 @@ class Training:
         self.talt = TALTMonitor(self.bare, self.network.named_parameters(), every) if every else None
         steps = config.training.epochs * len(self.batches)
         self.total = min(steps, config.training.max_steps or steps)
+        self.homotopy = (
+            HomotopyRate(fabric, config, self.network, self.bare, data.train, self.total)
+            if config.schedule.name == "homotopy"
+            else None
+        )
         self.at, self.note = Position(), ""
         self.times: deque[float] = deque(maxlen=1000)
         self.whole, self.stopping = True, False
@@ -107,7 +113,11 @@ class Training:
             final["test_loss"], final["test_accuracy"] = self._evaluate(self.test)
         final["step_seconds"] = median(self.times) if self.times else math.nan
         final["peak_memory_bytes"] = peak_bytes(self.fabric.device)
+        if self.homotopy is not None:
+            final["skipped_estimates"] = self.homotopy.skipped
         self._log(final)
+        if self.homotopy is not None and self.ranks.rank == 0:
+            export_rows(self.folder)
 
     def save_if_whole(self) -> None:
         """Write the checkpoint of now, unless a step is half done."""
@@ -141,12 +151,15 @@ class Training:
         self._set_rate()
         training, after = self.config.training, self.at.step + 1
         is_row = after == self.total or after % len(self.batches) == 0 or _due(training.eval_every, after)
-        taken = self.stepper.take(self._varied(inputs), targets, measured=is_row)
+        inputs = self._varied(inputs)
+        taken = self.stepper.take(inputs, targets, measured=is_row)
+        rows: list[dict[str, Any]] = []
         if math.isfinite(taken.loss):
+            rows = self.homotopy.follow(inputs, targets) if self.homotopy is not None else []
             self.judged.update()
         self.times.append(time.perf_counter() - began)
         self.at.add(taken, self.times[-1])
-        for row in self.talt.rows() if self.talt is not None else ():
+        for row in (*rows, *(self.talt.rows() if self.talt is not None else ())):
             self._log(row)
         self.whole = True
         ends = self.at.step == self.total or self.at.status is not None
@@ -202,9 +215,14 @@ class Training:
         return self.vary(inputs, torch.Generator().manual_seed(seed))
 
     def _set_rate(self) -> None:
-        rate = self.config.optimizer.lr * rate_factor(self.config.schedule, self.at.step, self.total)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        groups = self.optimizer.param_groups
+        if self.homotopy is not None:
+            rates = self.homotopy.rates
+        else:
+            rate = self.config.optimizer.lr * rate_factor(self.config.schedule, self.at.step, self.total)
+            rates = [rate] * len(groups)
+        for group, own in zip(groups, rates, strict=True):
+            group["lr"] = own
 
     def _share(self, split: Split) -> Batches:
         """This process's part of a split to evaluate on."""
@@ -246,6 +264,7 @@ class Training:
                 "random": states,
                 "note": self.note,
                 "talt": self.talt.state_dict() if self.talt is not None else None,
+                "homotopy": self.homotopy.state_dict() if self.homotopy is not None else None,
             }
             state = {"epoch": self.at.step / len(self.batches), "metrics": row or {}}
             checkpoint.save(self.folder, name, self.network, state, training, step=self.at.step)
@@ -256,7 +275,9 @@ class Training:
         saved = found.training
         found.put_into(self.network)
         if saved["average"]:
-            self.judged.average = {name: tensor.clone() for name, tensor in found.weights.items()}
+            self.judged.average = {
+                name: tensor.to(self.fabric.device, copy=True) for name, tensor in found.weights.items()
+            }
         if saved["trained"]:
             checkpoint.Checkpoint(found.step, saved["trained"], {}).put_into(self.network)
         self.bare.load_state_dict(saved["optimizer"])
@@ -264,6 +285,8 @@ class Training:
         self.at, self.note = Position(**saved["position"]), saved["note"]
         if self.talt is not None:
             self.talt.load_state_dict(saved["talt"])
+        if self.homotopy is not None:
+            self.homotopy.load_state_dict(saved["homotopy"])
         self.pass_order = saved["order"]
         self.order.set_state(self.pass_order)
         restore_random_states(self.fabric, saved["random"])

@@ -7,6 +7,7 @@ import difflib
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Real
 from typing import Any
 
 FIXES = (
@@ -127,23 +128,25 @@ class TALTOptions:
             _require(name, getattr(self, name), "True or False", isinstance(getattr(self, name), bool))
         for name in ("base_memory", "max_memory", "max_side", "update_interval", "probe_interval"):
             value = getattr(self, name)
-            _require(name, value, "a whole number >= 1", isinstance(value, int) and value >= 1)
-        for name in ("covariance_decay", "near_fraction", "near_factor", "damping", "blend"):
-            _require(name, getattr(self, name), "0 to 1", 0 <= getattr(self, name) <= 1)
-        for name in ("max_megabytes", "trigger_bound", "gate_width"):
-            _require(name, getattr(self, name), "a number > 0", getattr(self, name) > 0)
-        _require("blend", self.blend, "a number > 0", self.blend > 0)
+            _require(name, value, "a whole number >= 1", type(value) is int and value >= 1)
+        for name in ("covariance_decay", "near_fraction", "near_factor", "damping", "blend", "power"):
+            value = getattr(self, name)
+            _require(name, value, "0 to 1", is_number(value) and 0 <= value <= 1)
+        for name in ("max_megabytes", "trigger_bound", "gate_width", "blend"):
+            value = getattr(self, name)
+            _require(name, value, "a number > 0", is_number(value) and value > 0)
         _require("covariance_decay", self.covariance_decay, "a number < 1", self.covariance_decay < 1)
-        _require("power", self.power, "0 to 1", 0 <= self.power <= 1)
-        _require("valley_strength", self.valley_strength, "a number >= 0", self.valley_strength >= 0)
-        _require("clip", self.clip, "a number >= 1", self.clip >= 1)
-        _require("match_rms", self.match_rms, "None or a number > 0", self.match_rms is None or self.match_rms > 0)
+        for name, least in (("valley_strength", 0), ("clip", 1)):
+            value = getattr(self, name)
+            _require(name, value, f"a number >= {least}", is_number(value) and value >= least)
+        rms = self.match_rms
+        _require("match_rms", rms, "None or a number > 0", rms is None or (is_number(rms) and rms > 0))
         if self.asynchronous:
             _require("trigger", self.trigger, "'none' with asynchronous=True", self.trigger == "none")
         _require("trigger", self.trigger, f"one of {', '.join(TRIGGERS)}", self.trigger in TRIGGERS)
         for name, top in (("percentiles", 100.0), ("thresholds", math.inf)):
-            low, high = getattr(self, name)
-            _require(name, (low, high), f"two numbers, 0 <= low <= high <= {top:g}", 0 <= low <= high <= top)
+            pair = getattr(self, name)
+            _require(name, pair, f"two numbers, 0 <= low <= high <= {top:g}", _rises(pair, top))
 
     def with_fixes(self, names: Iterable[str]) -> "TALTOptions":
         """These options with exactly the named fixes on.
@@ -215,6 +218,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: what may have been meant."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a real number; True and False are not."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _rises(pair: Any, top: float) -> bool:
+    if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(map(is_number, pair)):
+        return False
+    return bool(0 <= pair[0] <= pair[1] <= top)
 
 
 def _require(name: str, value: Any, expected: str, holds: bool) -> None:

@@ -1,7 +1,8 @@
 """How strongly is the loss curved where training is now?  ‖H‖, tr H, the first eigenvalues, and κ = ‖H‖/‖∇L‖²."""
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from losslab.operators.risk import EmpiricalRisk
 from losslab.optim.homotopy.batch_hessian import BatchHessian, Loss, Root
+from losslab.optim.homotopy.checks import count, number, one_of
 from losslab.random import gaussian, make_generator, rademacher
 from losslab.ranks import ALONE, Ranks
 from losslab.solvers.lanczos import eigenpairs
@@ -29,8 +31,8 @@ class Curvature:
     Attributes:
         loss: L.
         gradient_norm: ‖∇L‖.
-        hessian_norm: |λ| of largest magnitude, from below.
-        hessian_residual: ‖Hv − λv‖: an eigenvalue lies within this distance of ±hessian_norm.
+        hessian_norm: ‖Hv‖ of the last unit vector v, never above ‖H‖; |λ| of largest magnitude once v has converged.
+        hessian_residual: ‖Hv − λv‖, λ = vᵀHv: an eigenvalue lies within this distance of ±√(hessian_norm² − residual²).
         trace: tr H; NaN where it was not asked for.
         trace_error: Its standard error.
         eigenvalues: The largest in magnitude, in descending order of it; empty where they were not asked for.
@@ -53,7 +55,8 @@ class Curvature:
         """κ = ‖H‖/‖∇L‖², in units of 1/loss; infinite where the gradient is zero and the Hessian is not."""
         if self.hessian_norm == 0:
             return 0.0
-        return self.hessian_norm / self.gradient_norm**2 if self.gradient_norm**2 > 0 else math.inf
+        square = self.gradient_norm * self.gradient_norm
+        return self.hessian_norm / square if square != 0 else math.inf
 
     @property
     def finite(self) -> bool:
@@ -72,7 +75,7 @@ class CurvatureEstimator:
         top_k: Further eigenvalues, by Lanczos; 0 for none.
         method: Of ‖H‖: "power", or "lanczos" with `power_iterations` products from the last vector, which knows more
             after the same number but keeps as many vectors.
-        tol: Relative residual at which fewer products are enough.
+        tol: Relative residual at which fewer products are enough; of `top_k` too.
         seed: Of the first vector and of the trace's.
 
     Raises:
@@ -90,25 +93,17 @@ class CurvatureEstimator:
         tol: float = 1e-3,
         seed: int = 0,
     ) -> None:
-        for name, number, least in (
-            ("power_iterations", power_iterations, 1),
-            ("num_samples", num_samples, 0),
-            ("top_k", top_k, 0),
-        ):
-            if type(number) is not int or number < least:
-                raise ValueError(f"{name}: expected an int of at least {least}, got {number!r}")
-        for name, chosen, known in (
-            ("distribution", distribution, get_args(Distribution)),
-            ("method", method, get_args(Method)),
-        ):
-            if chosen not in known:
-                raise ValueError(f"{name}: expected one of {', '.join(known)}, got {chosen!r}")
-        if not 0 < tol < 1:
-            raise ValueError(f"tol: expected a number between 0 and 1, got {tol!r}")
+        count("power_iterations", power_iterations, 1)
+        count("num_samples", num_samples, 0)
+        count("top_k", top_k, 0)
+        one_of("distribution", distribution, get_args(Distribution))
+        one_of("method", method, get_args(Method))
+        number("tol", tol, 0, 1, open_low=True)
         self.power_iterations, self.num_samples, self.top_k = power_iterations, num_samples, top_k
         self.distribution, self.method, self.tol = distribution, method, tol
         self._generator = make_generator(seed)
         self._vector: Tensor | None = None
+        self._differences = False  # whether second derivatives were missed once: then no more time is lost on them
 
     def __call__(
         self,
@@ -123,7 +118,7 @@ class CurvatureEstimator:
         Args:
             loss: Computes the loss of the present batch, or of a slice of it, from the parameters; or a risk, whose
                 loss is that of all its batches.
-            parameters: Those that the loss is differentiated by; frozen ones are left out. A risk has its own.
+            parameters: Those that the loss is differentiated by; frozen ones are left out. By default a risk's own.
             root: P^(−½) of the optimizer's preconditioner: then all is of P^(−½)HP^(−½), but ‖∇L‖.
             ranks: Processes to average over.
 
@@ -131,16 +126,19 @@ class CurvatureEstimator:
             The curvature. A loss or a gradient that is not finite: NaN for the others, after no product.
 
         Cost: one gradient, and the products.
+
+        Raises:
+            TypeError: The loss is no tensor of one number.
+            ValueError: No parameter requires a gradient; parameters that are complex, on several devices, or not of the
+                risk's model.
         """
         if isinstance(loss, EmpiricalRisk):
-            named = dict(loss.model.named_parameters())
-            parameters, ranks = [named[name] for name in loss.space.names], loss.ranks
-            loss = _loss_of(loss, dict(zip(loss.space.names, parameters, strict=True)))
-        chosen = [p for p in parameters or () if p.requires_grad and p.numel()]
+            parameters, ranks, loss = _of_risk(loss, parameters), loss.ranks, _loss_of(loss)
+        chosen = trainable(parameters or ())
         if not chosen:
             raise ValueError("parameters: expected at least one that requires a gradient, got none")
-        hessian = BatchHessian(loss, chosen, root=root, ranks=ranks)
-        return self.measure(hessian)
+        _check(chosen)
+        return self.measure(BatchHessian(loss, chosen, root=root, ranks=ranks, differences=self._differences))
 
     def measure(self, hessian: BatchHessian) -> Curvature:
         """The same from a gradient that is there already."""
@@ -148,11 +146,15 @@ class CurvatureEstimator:
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
             return Curvature(loss, gradient_norm, math.nan, status=Status.nonfinite)
         found = self._norm(hessian)
+        self._tell(hessian)
+        if not math.isfinite(found["hessian_norm"]):
+            return Curvature(loss, gradient_norm, **found)
         if self.num_samples:
             found |= self._trace(hessian)
             found["products"] += self.num_samples
         if self.top_k:
-            pairs = eigenpairs(hessian, min(self.top_k, hessian.size), vectors=False, seed=self._generator)
+            k = min(self.top_k, hessian.size)
+            pairs = eigenpairs(hessian, k, tol=self.tol, vectors=False, seed=self._generator)
             found["eigenvalues"] = tuple(map(float, pairs.values))
             found["products"] += pairs.matvecs
         return Curvature(loss, gradient_norm, **found)
@@ -167,18 +169,29 @@ class CurvatureEstimator:
         if self.method == "lanczos":
             pair = eigenpairs(hessian, 1, start=start.to(hessian.device), max_matvecs=products, tol=self.tol)
             assert pair.vectors is not None
-            self._vector = pair.vectors[:, 0]
-            value, residual, used, status = pair.values[0], pair.residuals[0], pair.matvecs, pair.status
+            vector, value, residual = pair.vectors[:, 0], pair.values[0], pair.residuals[0]
+            used, status = pair.matvecs, pair.status
         else:
             one = power_iteration(hessian, start=start, max_matvecs=products, tol=self.tol)
-            self._vector = one.vector
-            value, residual, used, status = one.value, one.residual, one.matvecs, one.status
+            vector, value, residual, used, status = one.vector, one.value, one.residual, one.matvecs, one.status
+        if math.isfinite(value):
+            self._vector = vector
         return {
-            "hessian_norm": abs(float(value)),
+            "hessian_norm": math.hypot(value, residual),  # ‖Hv‖: nearer to ‖H‖ than |λ| where v is a mixture
             "hessian_residual": float(residual),
             "products": used,
             "status": status,
         }
+
+    def _tell(self, hessian: BatchHessian) -> None:
+        if hessian.complaint is None or self._differences:
+            return
+        self._differences = True
+        warnings.warn(
+            f"curvature: no second derivatives ({hessian.complaint}); products are differences of gradients, "
+            "wrong by some percent in float32",
+            stacklevel=4,
+        )
 
     def _trace(self, hessian: BatchHessian) -> dict[str, Any]:
         draw = rademacher if self.distribution == "rademacher" else gaussian
@@ -197,8 +210,33 @@ class CurvatureEstimator:
         self._vector = state["vector"].clone() if "vector" in state else None
 
 
-def _loss_of(risk: EmpiricalRisk, parameters: dict[str, Tensor]) -> Loss:
+def trainable(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Those that curvature is of: not frozen, and not empty."""
+    return [parameter for parameter in parameters if parameter.requires_grad and parameter.numel()]
+
+
+def _check(parameters: Sequence[Tensor]) -> None:
+    devices = sorted({str(parameter.device) for parameter in parameters})
+    if len(devices) > 1:
+        raise ValueError(f"parameters: expected all on one device, got {', '.join(devices)}; measure some of them")
+    for parameter in parameters:
+        if parameter.is_complex():
+            raise ValueError(f"parameters: expected real tensors, got {parameter.dtype}; use torch.view_as_real")
+
+
+def _of_risk(risk: EmpiricalRisk, parameters: Sequence[Tensor] | None) -> list[Tensor]:
+    named = dict(risk.model.named_parameters())
+    if parameters is None:
+        return [named[name] for name in risk.space.names]
+    own = set(named.values())
+    if not own.issuperset(trainable(parameters)):
+        raise ValueError("parameters: expected those of the risk's model, got others; `risk.to` has made a copy of it")
+    return list(parameters)
+
+
+def _loss_of(risk: EmpiricalRisk) -> Loss:
     """The risk's loss as a function of the model's own parameters; over processes, such that their mean is the loss."""
+    parameters: dict[str, Tensor] = dict(risk.model.named_parameters())
 
     def loss() -> Tensor:
         with risk.evaluating():

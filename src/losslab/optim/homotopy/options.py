@@ -5,6 +5,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from losslab.optim.homotopy.checks import count, number, one_of
+
 RULES = ("stable", "seed", "seed_threshold")
 DECAYS = ("cosine", "linear", "none")
 
@@ -32,7 +34,7 @@ class HomotopyOptions:
         frequency: Steps from one estimate to the next; more often in the first `10·frequency` steps.
         ema: How much of the curvature before stays in its average; with "stable", in how far it is believed to have
             fallen.
-        min_lr: Of the first group, whatever the rule says.
+        min_lr: Of the first group that has a rate, whatever the rule says.
         max_lr: Likewise.
 
     Raises:
@@ -57,15 +59,11 @@ class HomotopyOptions:
     max_lr: float = math.inf
 
     def __post_init__(self) -> None:
-        _one_of("rule", self.rule, RULES)
-        _one_of("decay", self.decay, DECAYS)
-        for name, low, high in (
-            ("fraction", 0, math.inf),
-            ("initial_fraction", 0, 1),
-            ("release", 1, math.inf),
-            ("max_lr", 0, math.inf),
-        ):
-            _number(name, getattr(self, name), low, high, open_low=True)
+        one_of("rule", self.rule, RULES)
+        one_of("decay", self.decay, DECAYS)
+        number("max_lr", self.max_lr, 0, open_low=True)
+        for name, low, high in (("fraction", 0, math.inf), ("initial_fraction", 0, 1), ("release", 1, math.inf)):
+            number(name, getattr(self, name), low, high, open_low=True, finite=high == math.inf)
         for name, low, high in (
             ("alpha", 0, math.inf),
             ("target_percentile", 0, 1),
@@ -73,12 +71,12 @@ class HomotopyOptions:
             ("ema", 0, 1),
             ("min_lr", 0, self.max_lr),
         ):
-            _number(name, getattr(self, name), low, high)
+            number(name, getattr(self, name), low, high, finite=high == math.inf)
         if self.target_curvature != "adaptive":
-            _number("target_curvature", self.target_curvature, 0, math.inf, open_low=True, words="'adaptive' or ")
+            number("target_curvature", self.target_curvature, 0, open_low=True, finite=True, words="'adaptive' or ")
         for name, least, none in (("frequency", 1, False), ("warmup_steps", 0, True), ("total_steps", 1, True)):
-            _count(name, getattr(self, name), least, "None" if none else "")
-        _count("target_window", self.target_window, 1, "'p2'")
+            count(name, getattr(self, name), least, "None" if none else "")
+        count("target_window", self.target_window, 1, "'p2'")
 
     @property
     def rise(self) -> int:
@@ -99,25 +97,3 @@ class HomotopyOptions:
                 said = f"; did you mean {near[0]!r}?" if near else ""
                 raise ValueError(f"{name}: HomotopyLR has no such setting; expected one of {', '.join(known)}{said}")
         return cls(**settings)
-
-
-def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
-    if value not in known:
-        near = difflib.get_close_matches(str(value), known, n=1)
-        said = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}{said}")
-
-
-def _number(name: str, value: object, low: float, high: float, *, open_low: bool = False, words: str = "") -> None:
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-    if not fits or (open_low and value == low):
-        above = f"above {low:g}" if open_low else f"of at least {low:g}"
-        below = "" if high == math.inf else f" and at most {high:g}"
-        raise ValueError(f"{name}: expected {words}a number {above}{below}, got {value!r}")
-
-
-def _count(name: str, value: object, least: int, other: str) -> None:
-    if other and repr(value) == other:
-        return
-    if type(value) is not int or value < least:
-        raise ValueError(f"{name}: expected {f'{other} or ' if other else ''}an int of at least {least}, got {value!r}")

@@ -11,14 +11,18 @@ def seed_factor(kappa: float, target: float, alpha: float, *, threshold: bool = 
 
     Args:
         kappa: κ, infinite where the gradient is zero.
-        target: κ*; NaN, before there is one, slows nothing.
+        target: κ*; NaN, before there is one, slows nothing but an infinite κ.
         alpha: α.
         threshold: Which of the two.
 
     >>> seed_factor(1e4, 1e4, 1.0), seed_factor(1e4, 1e4, 1.0, threshold=True), seed_factor(math.inf, 1.0, 1.0)
     (0.5, 1.0, 0.0)
     """
-    if math.isnan(kappa) or math.isnan(target) or alpha == 0:
+    if math.isnan(kappa) or alpha == 0:
+        return 1.0
+    if math.isinf(kappa):
+        return 0.0
+    if math.isnan(target):
         return 1.0
     excess = kappa / target if target > 0 else (math.inf if kappa > 0 else 0.0)
     return 1.0 / (1.0 + alpha * (max(0.0, excess - 1.0) if threshold else excess))
@@ -36,6 +40,16 @@ def followed(peak: float, curvature: float, memory: float) -> float:
     if math.isnan(peak) or curvature >= peak:
         return curvature
     return peak**memory * curvature ** (1 - memory) if curvature > 0 else peak * memory
+
+
+def averaged(mean: float, number: float, memory: float) -> float:
+    """The exponential average, one number on. An infinite one, κ where the gradient is zero, is forgotten at once.
+
+    >>> round(averaged(10.0, 20.0, 0.9), 3), averaged(math.nan, 20.0, 0.9), averaged(math.inf, 20.0, 0.9)
+    (11.0, 20.0, 20.0)
+    """
+    known = math.isfinite(mean) and math.isfinite(number)
+    return memory * mean + (1 - memory) * number if known else number
 
 
 def stable_rate(curvature: float, limit: float, fraction: float) -> float:

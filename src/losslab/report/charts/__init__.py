@@ -12,6 +12,7 @@ from losslab.report.charts.curve import curve
 from losslab.report.charts.elastic_band import elastic_band
 from losslab.report.charts.feature_maps import feature_maps
 from losslab.report.charts.generalization import generalization
+from losslab.report.charts.homotopy import homotopy
 from losslab.report.charts.implicit_bias import implicit_bias
 from losslab.report.charts.interpolation import interpolation
 from losslab.report.charts.intrinsic_dimension import intrinsic_dimension
@@ -28,6 +29,7 @@ from losslab.report.contents import Contents
 # In the page's order.
 FIGURES = (
     training,
+    homotopy,
     spectrum,
     density,
     planes,

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from losslab.studies.config import apply, checked
 from losslab.studies.config_file import ConfigError, read_mapping
 from losslab.studies.sections import Positive, RunConfig, Section, suggestion
-from losslab.studies.spaces import SPACES, Space, make_space
+from losslab.studies.spaces import Space, make_space, space_of
 from losslab.studies.tuning.options import TuneOptions
 
 LEAST_SEEDS = 5
@@ -26,7 +26,7 @@ class ContenderPlan(Section):
     Attributes:
         name: What the table, the verdict and the folders call it.
         changes: What it changes in the base, by dotted names: `{optimizer.name: adamw}`.
-        space: What is tuned, instead of the optimizer's row of `losslab.studies.spaces.SPACES`.
+        space: What is tuned, instead of `losslab.studies.spaces.space_of` its optimizer and schedule.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -141,7 +141,8 @@ class CompareConfig(Section):
     def space(self, name: str) -> Space:
         """What is tuned for an optimizer."""
         given = self._contender(name).space
-        return SPACES[self.start(name).optimizer.name] if given is None else make_space(given)
+        start = self.start(name)
+        return space_of(start.optimizer.name, start.schedule.name) if given is None else make_space(given)
 
     def _contender(self, name: str) -> ContenderPlan:
         return next(contender for contender in self.optimizers if contender.name == name)

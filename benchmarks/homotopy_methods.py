@@ -1,0 +1,66 @@
+"""The ways to set the learning rate that are compared."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from losslab.optim import HomotopyLR, HomotopyOptions
+from losslab.optim.homotopy.rules import is_due
+from losslab.studies.schedules import rate_factor
+from losslab.studies.sections import ScheduleConfig
+
+Settings = dict[str, Any]
+EXAMPLES, FREQUENCY = 16, 20  # what is recommended: see the report's table of costs
+FRACTION = HomotopyOptions().fraction
+_OURS = {"rule": "stable", "examples": EXAMPLES, "frequency": FREQUENCY}
+_FOUNDERS = {"examples": EXAMPLES, "frequency": FREQUENCY}
+
+SCHEDULES: dict[str, Settings] = {
+    "constant": {"schedule": "constant", "warmup": 0.0},
+    "cosine": {"schedule": "cosine", "warmup": 0.0},
+    **{f"warm-up {share:.0%}, cosine": {"schedule": "cosine", "warmup": share} for share in (0.02, 0.05, 0.1)},
+}
+DEFAULT = "stable"
+RULES: dict[str, Settings] = {
+    DEFAULT: {**_OURS, "fraction": FRACTION},
+    **{f"stable, fraction {c:g}": {**_OURS, "fraction": c} for c in (0.1, 0.2, 0.3, 0.5) if c != FRACTION},
+    "stable, no decay": {**_OURS, "fraction": FRACTION, "decay": "none"},
+    "founders' text": {**_FOUNDERS, "rule": "seed"},
+    "founders' code": {**_FOUNDERS, "rule": "seed_threshold"},
+}
+METHODS = {**SCHEDULES, **RULES}
+WARMED = [name for name, settings in SCHEDULES.items() if settings["warmup"]]
+FRACTIONS = [name for name in RULES if name.startswith("stable, fraction")]
+# The first step is blind, the second as long as curvature allows: η₀ is out of the way, and only curvature speaks.
+EMERGING: Settings = {**_OURS, "fraction": FRACTION, "warmup_steps": 1, "release": 10.0, "decay": "none"}
+
+
+def make_scheduler(
+    optimizer: Optimizer, settings: Settings, horizon: int, loss: Callable[[int], Tensor], batch_size: int
+) -> LRScheduler:
+    """A schedule, or a rule that asks for the loss of some of the present batch's examples.
+
+    Args:
+        optimizer: Whose rate is η₀.
+        settings: A row of `METHODS`.
+        horizon: Steps.
+        loss: Of so many examples.
+        batch_size: As many as there are.
+    """
+    own = dict(settings)
+    if "schedule" in own:
+        schedule = ScheduleConfig(name=own["schedule"], warmup_steps=round(own["warmup"] * horizon))
+        return LambdaLR(optimizer, lambda step: rate_factor(schedule, min(step, horizon - 1), horizon))
+    examples = own.pop("examples") or batch_size
+    total = horizon if own["rule"] == "stable" and own.get("decay") != "none" else None
+    if own.get("decay") == "none":
+        own.setdefault("warmup_steps", horizon // 10)
+    return HomotopyLR(optimizer, loss, examples=min(examples, batch_size), total_steps=total, **own)
+
+
+def estimates(horizon: int, frequency: int) -> int:
+    """How many there are in a run."""
+    return sum(is_due(step, frequency) for step in range(horizon))

@@ -1,0 +1,280 @@
+"""A learning rate for each layer, read off the curvature of that layer."""
+
+import math
+import statistics
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from losslab.optim.homotopy.buffers import kept_buffers
+from losslab.optim.homotopy.checks import number
+from losslab.optim.homotopy.curvature import Curvature, CurvatureEstimator, trainable
+from losslab.optim.homotopy.given_loss import given, whole_graph
+from losslab.optim.homotopy.layer_curvature import LayerCurvature, Method, together
+from losslab.optim.homotopy.options import HomotopyOptions
+from losslab.optim.homotopy.preconditioner import bare, inverse_root, leading, limit, ready
+from losslab.optim.homotopy.rate import RateRule
+from losslab.optim.homotopy.regroup import layer_of, regrouped
+from losslab.optim.homotopy.rules import is_due
+from losslab.ranks import Ranks
+
+SPREAD = 10.0  # normalize_by_median: no layer's η₀ is further than this from what the optimizer has
+
+
+class PerLayerHomotopyLR(LRScheduler):
+    """How fast may each layer go, given how curved the loss is along its parameters?
+
+    `HomotopyLR`'s rules, layer by layer. A layer is what `register_layer` or `layers` named, or else a parameter group
+    of the optimizer, or several of one "name". Groups keep their own η₀. Without an optimizer it is the founders' form,
+    `step(loss, step) -> {name: lr}`, in which every layer has η₀ = `base_lr`.
+
+    With method "blocks" curvature is ‖H_bb‖ of the layer's own block. What layers do to each other is left out: if B of
+    them are coupled, the step may be up to B times too long, and a `fraction` below 1/B is safe. "joint" counts it
+    (`JointPower`), and takes one product in all.
+
+    Args:
+        optimizer: Any. Groups that hold a part of a layer only are split, with all their settings.
+        loss: As in `HomotopyLR`.
+        layers: Names and parameters, as `by_module` and `transformer_blocks` give them. Parameters that are in none
+            stay in their groups.
+        base_lr: Without an optimizer: η₀.
+        normalize_by_median: Compare layers with each other. The founders' rules: κ* is the median of the layers' κ.
+            "stable": a layer's η₀ is multiplied by median/λ of it, at most tenfold either way.
+        method: See above.
+        examples: As in `HomotopyLR`.
+        model: Likewise.
+        estimator: How curvature is estimated; each layer has a copy of its own.
+        last_epoch: As in every scheduler of torch.
+        **settings: Fields of `HomotopyOptions`.
+
+    Attributes:
+        rules: How far the rate of each layer has come, by name.
+        found: The newest estimate for each, of its block of the Hessian and its part of the gradient.
+        measured: Of all layers together: the largest of their norms, the whole gradient; None before the first.
+        skipped: Estimates that were not finite; the rates then went on as they were.
+
+    Cost: at each estimate one gradient and one product for each of B layers, about B/4 products with the whole Hessian,
+    since each goes back as far as its layer only; or, with "joint", one product.
+
+    Raises:
+        ValueError: A setting is unknown or out of range, or layers overlap.
+
+    >>> import torch
+    >>> weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    >>> optimizer = SGD([{"params": [w], "name": name} for w, name in zip(weights, ("flat", "steep"))], lr=1.0)
+    >>> loss = lambda: (weights[0].square().sum() + 10 * weights[1].square().sum()) / 2
+    >>> scheduler = PerLayerHomotopyLR(optimizer, loss, warmup_steps=0)
+    >>> for _ in range(2):
+    ...     optimizer.zero_grad(); loss().backward(); optimizer.step(); found = scheduler.step()
+    >>> {name: round(rate, 3) for name, rate in found.items()}                              # 0.25 · 2/1, 0.25 · 2/10
+    {'flat': 0.5, 'steep': 0.05}
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer | None = None,
+        loss: Callable[..., Tensor] | None = None,
+        *,
+        layers: Mapping[str, Sequence[Tensor]] | None = None,
+        base_lr: float | None = None,
+        normalize_by_median: bool = False,
+        method: Method = "blocks",
+        examples: int | None = None,
+        model: nn.Module | None = None,
+        estimator: CurvatureEstimator | None = None,
+        last_epoch: int = -1,
+        **settings: Any,
+    ) -> None:
+        self.options = HomotopyOptions.of(settings)
+        if base_lr is not None:
+            number("base_lr", base_lr, 0, open_low=True, finite=True)
+            if optimizer is not None:
+                raise ValueError("base_lr: expected None with an optimizer, whose groups have their lr, got both")
+        self.loss, self.examples, self.model, self.normalize_by_median = loss, examples, model, normalize_by_median
+        self._present: Tensor | Callable[..., Tensor] | None = loss
+        self.curvature = LayerCurvature(estimator or CurvatureEstimator(), method)
+        self.rules: dict[str, RateRule] = {}
+        self.found: dict[str, Curvature] = {}
+        self.measured: Curvature | None = None
+        self.skipped, self._own = 0, optimizer is None
+        self._names: list[str] = []
+        self._now: int | None = None
+        optimizer = SGD([{"params": []}], lr=0.01 if base_lr is None else base_lr) if optimizer is None else optimizer
+        for name, parameters in (layers or {}).items():
+            regrouped(optimizer, name, parameters, add=self._own)
+        self._name(optimizer)
+        if self.options.rule == "stable" and math.isnan(limit(optimizer)) and not self._own:
+            name = type(bare(optimizer)).__name__
+            text = f"PerLayerHomotopyLR: no stability limit is known for {name}; the rates only rise and decay"
+            warnings.warn(text, stacklevel=2)
+        super().__init__(optimizer, last_epoch)
+
+    def register_layer(self, name: str, params: Sequence[Tensor]) -> None:
+        """Give some parameters a rate of their own, from now on; it begins at the one that they have had.
+
+        Args:
+            name: Of the layer.
+            params: Out of one or several groups, which are split.
+
+        Raises:
+            ValueError: The name is taken, there is no parameter, or one is not the optimizer's.
+        """
+        if name in self._names:
+            raise ValueError(f"name: expected a name that is not taken, got {name!r}")
+        sources = regrouped(self.optimizer, name, params, add=self._own)
+        self._name(self.optimizer)
+        self.rules[name].rate = self.rules[self._names[sources[0]]].rate
+        self._adopt()
+
+    def _name(self, optimizer: Optimizer) -> None:
+        """Layers for groups that have none yet."""
+        for index, group in enumerate(optimizer.param_groups[len(self._names) :], start=len(self._names)):
+            self._names.append(layer_of(group, index))
+            self.rules.setdefault(self._names[-1], RateRule(self.options, math.nan))
+
+    def _adopt(self) -> None:
+        """Rates for groups that have been added since the last step."""
+        self._name(self.optimizer)
+        for group in self.optimizer.param_groups[len(self.base_lrs) :]:
+            self.base_lrs.append(group.setdefault("initial_lr", group["lr"]))
+            self._last_lr.append(group["lr"])
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The rate of each layer that has parameters."""
+        found: dict[str, float] = {}
+        for name, group in zip(self._names, self.optimizer.param_groups, strict=True):
+            if group["params"]:
+                found.setdefault(name, float(group["lr"]))
+        return found
+
+    def step(  # type: ignore[override]
+        self, loss: Tensor | Callable[..., Tensor] | int | None = None, step: int | None = None
+    ) -> dict[str, float]:
+        """Set the rates of the next step; measure the curvature first, where that is due.
+
+        Args:
+            loss: None: the one that was given at the start. A tensor: the present loss with its graph, which stays:
+                call it before `backward()`. A function: computes it. A number is an epoch, as for torch's schedulers.
+            step: The founders' form: which step it is.
+
+        Returns:
+            The rates by layer.
+        """
+        if isinstance(loss, int):
+            loss, step = None, loss
+        self._present, self._now = (self.loss, None) if loss is None else (loss, step)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The epoch parameter", UserWarning)
+            if loss is not None:  # torch's reminder of who steps first is of no use where there is no optimizer
+                warnings.filterwarnings("ignore", "Detected call", UserWarning)
+            super().step(step)
+        return self.rates
+
+    def get_lr(self) -> list[float | Tensor]:
+        """The rates of all groups for step `last_epoch`; within `step` the curvature is measured first, where due."""
+        if not self._get_lr_called_within_step:
+            return list(self.get_last_lr())
+        self._adopt()
+        due = self._due()
+        if not due or self._measure():
+            self._advance()
+        first = float(self.base_lrs[self._first])
+        at = {name: rule.at(self.last_epoch) for name, rule in self.rules.items()}
+        return [float(b) * (at[n] / first) if first else 0.0 for n, b in zip(self._names, self.base_lrs, strict=True)]
+
+    def _initial_step(self) -> None:
+        for rule in self.rules.values():
+            rule.rate = math.nan  # SequentialLR has its first scheduler begin once more
+        super()._initial_step()
+
+    @property
+    def _first(self) -> int:
+        return leading(self.optimizer.param_groups)
+
+    def _due(self) -> bool:
+        """Never as the scheduler is made, when there may be no batch yet."""
+        now = max(self.last_epoch - 1, 0) if self._now is None else self._now
+        if self._is_initial or not is_due(now, self.options.frequency):
+            return False
+        return (self.options.rule != "stable" or ready(self.optimizer)) and bool(self._trainable())
+
+    def _advance(self) -> None:
+        """One step on for each layer."""
+        first, bears = float(self.base_lrs[self._first]), limit(self.optimizer)
+        known = [rule.curvature for rule in self.rules.values() if 0 < rule.curvature < math.inf]
+        median = statistics.median(known) if known and self.normalize_by_median else math.nan
+        for rule in self.rules.values():
+            rule.limit, base, target = bears, first, None
+            if self.last_epoch == 0:
+                rule.rate = math.nan  # SequentialLR's turn: begin
+            if median > 0 and self.options.rule != "stable":
+                target = median
+            elif median > 0 and rule.curvature > 0:
+                base = first * min(max(median / rule.curvature, 1 / SPREAD), SPREAD)
+            rule.advance(base, self.last_epoch - 1, target)
+
+    def _measure(self) -> bool:
+        """Take the curvature of each layer now into account; whether it is finite."""
+        if self._present is None:
+            raise ValueError(
+                "loss: expected a function or a tensor, got none; step(loss, step) or the scheduler's loss"
+            )
+        root = (lambda members: inverse_root(self.optimizer, members)) if self.options.rule == "stable" else None
+        with kept_buffers(self.model), whole_graph():
+            found = self.curvature(self._function(self._present), self._trainable(), root, Ranks.world())
+        if not all(estimate.finite for estimate in found.values()):
+            self.skipped += 1
+            if self.skipped == 1:
+                text = "PerLayerHomotopyLR: curvature that is not finite was passed over; the rates stay"
+                warnings.warn(text, stacklevel=7)
+            return False
+        self.found, self.measured = found, together(found)
+        for name, estimate in found.items():
+            self.rules[name].take(estimate)
+        return True
+
+    def _trainable(self) -> dict[str, list[Tensor]]:
+        """The parameters of each layer that has trainable ones."""
+        found: dict[str, list[Tensor]] = {}
+        for name, group in zip(self._names, self.optimizer.param_groups, strict=True):
+            if chosen := trainable(group["params"]):
+                found.setdefault(name, []).extend(chosen)
+        return found
+
+    def _function(self, loss: Tensor | Callable[..., Tensor]) -> Callable[[], Tensor]:
+        if isinstance(loss, Tensor):
+            return given(loss)
+        return loss if self.examples is None else lambda: loss(self.examples)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values; what the next rates depend on."""
+        return {
+            "last_epoch": self.last_epoch,
+            "step_count": self._step_count,
+            "base_lrs": list(self.base_lrs),
+            "last_lr": list(self._last_lr),
+            "skipped": self.skipped,
+            "curvature": self.curvature.state_dict(),
+            "rules": {name: rule.state_dict() for name, rule in self.rules.items()},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from `state_dict`; the rates themselves are in the optimizer's.
+
+        Raises:
+            ValueError: It is of other layers.
+        """
+        if list(state_dict["rules"]) != list(self.rules):
+            there, here = (", ".join(names) for names in (state_dict["rules"], self.rules))
+            raise ValueError(f"state_dict: expected the layers {here}, got {there}; register the same layers first")
+        self.last_epoch, self._step_count = state_dict["last_epoch"], state_dict["step_count"]
+        self.base_lrs, self._last_lr = list(state_dict["base_lrs"]), list(state_dict["last_lr"])
+        self.skipped = state_dict["skipped"]
+        self.curvature.load_state_dict(state_dict["curvature"])
+        for name, rule in state_dict["rules"].items():
+            self.rules[name].load_state_dict(rule)

@@ -1,0 +1,87 @@
+"""Where one rate stands on its way: what it has seen of the curvature, how far it has risen, what it may be next."""
+
+import math
+from typing import Any
+
+from losslab.optim.homotopy.curvature import Curvature
+from losslab.optim.homotopy.options import HomotopyOptions
+from losslab.optim.homotopy.percentile import P2Percentile, WindowedPercentile
+from losslab.optim.homotopy.rules import averaged, decayed, followed, risen, seed_factor, stable_rate
+
+
+class RateRule:
+    """How fast may it go, given the curvature that was measured?  The rules of `HomotopyOptions` with their memory.
+
+    Args:
+        options: The rule and its numbers.
+        limit: The η·λ at which a quadratic diverges; NaN where it is not known.
+
+    Attributes:
+        curvature: What is reckoned with: κ averaged, or with "stable" the λ followed; NaN before the first.
+        rate: η before the decay; NaN before the first step.
+    """
+
+    def __init__(self, options: HomotopyOptions, limit: float) -> None:
+        self.options, self.limit = options, limit
+        self.curvature, self.rate = math.nan, math.nan
+        level, window = options.target_percentile, options.target_window
+        self.percentile = P2Percentile(level) if window == "p2" else WindowedPercentile(level, window)
+
+    def take(self, found: Curvature) -> None:
+        """Take an estimate into account."""
+        memory = self.options.ema
+        if self.options.rule == "stable":
+            self.curvature = followed(self.curvature, found.hessian_norm, memory)
+            return
+        self.curvature = averaged(self.curvature, found.kappa, memory)
+        if math.isfinite(found.kappa):
+            self.percentile.add(found.kappa)
+
+    def target(self, base: float) -> float:
+        """κ*, or with "stable" the λ above which η₀ = `base` is braked."""
+        if self.options.rule == "stable":
+            return self.options.fraction * self.limit / base if base else math.inf
+        fixed = self.options.target_curvature
+        return self.percentile.value if fixed == "adaptive" else float(fixed)
+
+    def advance(self, base: float, step: int, target: float | None = None) -> None:
+        """One step on the way up to η₀ = `base`, or down to what the curvature allows.
+
+        Args:
+            base: η₀.
+            step: How many there were.
+            target: κ* in place of the rule's own.
+        """
+        options, begins = self.options, math.isnan(self.rate)
+        if options.rule == "stable":
+            ceiling = min(base, stable_rate(self.curvature, self.limit, options.fraction))
+        else:
+            threshold = options.rule == "seed_threshold"
+            target = self.target(base) if target is None else target
+            slowed = seed_factor(self.curvature, target, options.alpha, threshold=threshold)
+            ceiling = base * max(slowed, options.floor)
+        if begins:
+            self.rate = min(base * (options.initial_fraction if options.rise else 1.0), ceiling)
+        elif options.rule == "stable":
+            growth = options.initial_fraction ** (-1 / options.rise) if step < options.rise else options.release
+            self.rate = risen(self.rate, growth, ceiling)
+        else:  # not from the rate before, which may be 0
+            left = 1 - (step + 1) / options.rise if step < options.rise else 0.0
+            self.rate = min(base * options.initial_fraction**left, ceiling)
+
+    def fall(self, step: int) -> float:
+        """What the decay multiplies the rate with at this step."""
+        return decayed(step, self.options.rise, self.options.total_steps, self.options.decay)
+
+    def at(self, step: int) -> float:
+        """η at this step, with the decay."""
+        return min(max(self.rate * self.fall(step), self.options.min_lr), self.options.max_lr)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"curvature": self.curvature, "rate": self.rate, "percentile": self.percentile.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.curvature, self.rate = state["curvature"], state["rate"]
+        self.percentile.load_state_dict(state["percentile"])

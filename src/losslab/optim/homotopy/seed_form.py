@@ -1,0 +1,160 @@
+"""The founders' interface: a schedule that is given the loss and returns the rate. Their rule, their defaults."""
+
+import math
+import time
+import warnings
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from losslab.optim.homotopy.batch_hessian import Loss
+from losslab.optim.homotopy.curvature import Curvature, CurvatureEstimator
+from losslab.optim.homotopy.given_loss import given, whole_graph
+from losslab.optim.homotopy.history import Measured, export
+from losslab.optim.homotopy.rate import RateRule
+from losslab.optim.homotopy.seed_config import HutchinsonConfig, SeedConfig, options_of
+from losslab.ranks import Ranks
+from losslab.status import Status
+
+
+class HomotopyLRScheduler:
+    """Which rate do the founders give, for this loss at these parameters?  η₀/(1 + α·κ/κ*), κ = ‖H‖/‖∇L‖².
+
+    It touches no optimizer: `step` returns the rate, and who calls it uses it. To train, take `HomotopyLR`: κ grows
+    without bound towards every minimum, so that this rate dies there (docs/homotopy_tools.md).
+
+    Args:
+        config: The rule's numbers.
+        hvp_config: How curvature is estimated.
+        seed: Of the estimates' random vectors.
+
+    Attributes:
+        lr: The last rate.
+        measured: The newest estimate; None before the first.
+        history: A row for each estimate.
+        skipped: Estimates that were not finite; the rate stayed as it was.
+
+    Cost: at each estimate a gradient, `num_samples` and at most `power_iterations` Hessian products of about two
+    gradients each. `HutchinsonConfig(num_samples=0, power_iterations=1)` takes one product.
+
+    Raises:
+        ValueError: A number out of range.
+
+    >>> import torch
+    >>> weights = torch.tensor([1.0, 1.0], requires_grad=True)
+    >>> config = HomotopyLRScheduler.Config(base_lr=0.1, target_curvature=0.05, adaptive_target=False)
+    >>> scheduler = HomotopyLRScheduler(config)
+    >>> loss = (torch.tensor([10.0, 0.0]) * weights.square()).sum() / 2        # κ = 10/10²
+    >>> round(scheduler.step(loss, [weights], 0), 4)                           # 0.1/(1 + 0.1/0.05)
+    0.0333
+    """
+
+    Config = SeedConfig
+
+    def __init__(self, config: SeedConfig | None = None, hvp_config: HutchinsonConfig | None = None, *, seed: int = 0):
+        self.config, self.hvp_config = config or SeedConfig(), hvp_config or HutchinsonConfig()
+        self.rule = RateRule(options_of(self.config, self.hvp_config), math.nan)
+        self.estimator = CurvatureEstimator(
+            power_iterations=self.hvp_config.power_iterations,
+            num_samples=self.hvp_config.num_samples,
+            distribution="rademacher" if self.hvp_config.use_rademacher else "gaussian",
+            tol=self.hvp_config.power_iter_tol,
+            seed=seed,
+        )
+        self.lr = min(max(self.config.base_lr, self.config.min_lr), self.config.max_lr)
+        self.measured: Curvature | None = None
+        self.history: list[Measured] = []
+        self.skipped = 0
+
+    def step(self, loss: Tensor | Loss, params: Iterable[Tensor], step: int) -> float:
+        """The rate for this step; curvature is measured first, where that is due.
+
+        Args:
+            loss: Of the present batch, with its graph, which stays; or a function that computes it, for one gradient
+                more.
+            params: What it is differentiated by; frozen ones are left out.
+            step: Its number, from 0. In every `estimation_frequency`-th curvature is measured.
+
+        Raises:
+            ValueError: The loss has no graph, or `backward()` has freed it, or it has no second derivatives.
+        """
+        if step % self.hvp_config.estimation_frequency == 0 or self.measured is None:
+            began = time.perf_counter()
+            found = _estimate(self.estimator, loss, params)
+            self._take(found, step, time.perf_counter() - began)
+        return self.lr
+
+    def _take(self, found: Curvature, step: int, seconds: float) -> None:
+        if not found.finite:
+            self.skipped += 1
+            if self.skipped == 1:
+                text = "HomotopyLRScheduler: curvature that is not finite was passed over; the rate stays"
+                warnings.warn(text, stacklevel=3)
+            return
+        self.measured = found
+        self.rule.take(found)
+        target = self._target(step)
+        self.rule.advance(self.config.base_lr, step, target)
+        self.lr = self.rule.at(step)
+        self.history.append(
+            Measured(
+                step=step,
+                loss=found.loss,
+                lr=self.lr,
+                curvature=self.curvature,
+                hessian_norm=found.hessian_norm,
+                grad_norm=found.gradient_norm,
+                trace=found.trace,
+                target=target,
+                seconds=seconds,
+            )
+        )
+
+    def _target(self, step: int) -> float:
+        of, met = self.config, self.rule.percentile.value
+        adaptive = of.adaptive_target and step >= of.warmup_steps and not math.isnan(met)
+        return met if adaptive else of.target_curvature
+
+    @property
+    def curvature(self) -> float:
+        """The average κ; NaN before the first."""
+        return self.rule.curvature
+
+    def export_metrics(self, path: str | Path) -> None:
+        """Write the history as CSV: step, loss, lr, curvature, hessian_norm, grad_norm, trace, target, seconds.
+
+        Raises:
+            OSError: It cannot be written; an older file is still there.
+        """
+        export(self.history, Measured, path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values; what the next rate depends on, and the history."""
+        measured = self.measured
+        return {
+            "lr": self.lr,
+            "skipped": self.skipped,
+            "measured": measured and asdict(measured) | {"status": str(measured.status)},
+            "rule": self.rule.state_dict(),
+            "estimator": self.estimator.state_dict(),
+            "history": [asdict(row) for row in self.history],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.lr, self.skipped, measured = (state_dict[name] for name in ("lr", "skipped", "measured"))
+        self.measured = measured and Curvature(**measured | {"status": Status(measured["status"])})
+        self.rule.load_state_dict(state_dict["rule"])
+        self.estimator.load_state_dict(state_dict["estimator"])
+        self.history = [Measured(**row) for row in state_dict["history"]]
+
+
+def _estimate(estimator: CurvatureEstimator, loss: Tensor | Loss, params: Iterable[Tensor]) -> Curvature:
+    """Of a loss that is there already, or of one that is computed."""
+    if not isinstance(loss, Tensor):
+        return estimator(loss, list(params), ranks=Ranks.world())
+    with whole_graph():
+        return estimator(given(loss), list(params), ranks=Ranks.world())

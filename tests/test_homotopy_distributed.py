@@ -1,0 +1,75 @@
+"""HomotopyLR in two gloo processes: one rate on both, that of one process with the whole batch."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import SGD, Optimizer
+
+from cases import classes, mlp, normal, split
+from losslab.operators.risk import EmpiricalRisk
+from losslab.optim import TALT, CurvatureEstimator, HomotopyLR
+from losslab.ranks import Ranks
+from processes import run_ranks
+from second_derivatives import Once
+
+X, Y = normal(16, 4), classes(16)
+CASES: dict[str, dict[str, Any]] = {
+    "stable": {"warmup_steps": 4, "total_steps": 20},
+    "talt": {"warmup_steps": 4},
+    "seed": {"rule": "seed", "target_window": "p2"},
+    "risk": {"warmup_steps": 4},
+    "differences": {"warmup_steps": 4},
+    "broken": {"rule": "seed"},
+}
+
+
+def trained(case: str, ranks: Ranks) -> list[list[float]]:
+    """Rates, and what was measured."""
+    model = mlp().double()
+    inner = DistributedDataParallel(model) if ranks.count > 1 else model
+    parts = split([16 // ranks.count] * ranks.count, X, Y)
+    x, y = parts[ranks.rank]
+    optimizer: Optimizer = (TALT if case == "talt" else SGD)(inner.parameters(), lr=0.1 if case == "talt" else 1.0)
+    step = 0
+
+    def loss() -> torch.Tensor:
+        outputs = Once.apply(model(x)) / 2 if case == "differences" and ranks.rank == 0 else model(x)
+        wrong = math.nan if case == "broken" and step in (3, 4) and ranks.rank == ranks.count - 1 else 1.0
+        return cross_entropy(outputs, y) * wrong
+
+    given = EmpiricalRisk(model, nn.CrossEntropyLoss(), [(x, y)], ranks=ranks) if case == "risk" else loss
+    estimator = CurvatureEstimator(num_samples=2, power_iterations=2)
+    scheduler = HomotopyLR(optimizer, given, estimator=estimator, **CASES[case])
+    for step in range(14):  # noqa: B007
+        optimizer.zero_grad()
+        cross_entropy(inner(x), y).backward()
+        optimizer.step()
+        scheduler.step()
+    rows = [[r.lr, r.loss, r.grad_norm, r.hessian_norm, r.trace, r.curvature] for r in scheduler.history]
+    return [[float(scheduler.skipped), *scheduler.get_last_lr()], *rows]
+
+
+def everything(ranks: Ranks) -> dict[str, list[list[float]]]:
+    return {case: trained(case, ranks) for case in CASES}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> list[dict]:
+    return run_ranks(everything, 2, tmp_path_factory.mktemp("homotopy"))
+
+
+@pytest.mark.filterwarnings("ignore:curvature. no second derivatives", "ignore:HomotopyLR. curvature that is not")
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_do_as_one_with_the_whole_batch(found, case):
+    one, two = (rank[case] for rank in found)
+    assert one == two  # the same bits
+    assert len(one) > 10
+    within = {"differences": 1e-5, "talt": 1e-3}.get(case, 1e-8)  # TALT divides rounding by its own size
+    for row, expected in zip(one, trained(case, Ranks()), strict=True):
+        assert row == pytest.approx(expected, rel=within)
+    assert one[0][0] == (2 if case == "broken" else 0)
