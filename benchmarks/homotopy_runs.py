@@ -22,7 +22,7 @@ from torch import Tensor
 from losslab.optim import HomotopyLR
 from losslab.studies.models.table import scale_weights
 
-VERSION = "1"  # to be raised when any number of HomotopyLR's changes
+VERSION = "2"  # to be raised when any number of HomotopyLR's changes
 CHECKED = 10  # steps from one look at the loss to the next: each waits for the device
 CURVED = ("quadratic", "mlp")  # tasks whose every loss is kept
 KEPT = ("step", "loss", "lr", "curvature", "hessian_norm", "grad_norm", "target", "seconds")

@@ -70,8 +70,8 @@ class PerLayerHomotopyLR(LRScheduler):
     >>> scheduler = PerLayerHomotopyLR(optimizer, loss, warmup_steps=0)
     >>> for _ in range(2):
     ...     optimizer.zero_grad(); loss().backward(); optimizer.step(); found = scheduler.step()
-    >>> {name: round(rate, 3) for name, rate in found.items()}                              # 0.25 · 2/1, 0.25 · 2/10
-    {'flat': 0.5, 'steep': 0.05}
+    >>> {name: round(rate, 3) for name, rate in found.items()}                              # 0.3 · 2/1, 0.3 · 2/10
+    {'flat': 0.6, 'steep': 0.06}
     """
 
     def __init__(

@@ -73,8 +73,8 @@ class HomotopyLR(LRScheduler):
     >>> scheduler = HomotopyLR(optimizer, loss, warmup_steps=0)
     >>> for _ in range(2):
     ...     optimizer.zero_grad(); loss().backward(); optimizer.step(); scheduler.step()
-    >>> round(scheduler.get_last_lr()[0], 3), round(scheduler.measured.hessian_norm, 2)      # 0.25 · 2/10
-    (0.05, 10.0)
+    >>> round(scheduler.get_last_lr()[0], 3), round(scheduler.measured.hessian_norm, 2)      # 0.3 · 2/10
+    (0.06, 10.0)
     """
 
     def __init__(
