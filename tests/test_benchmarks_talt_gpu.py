@@ -74,7 +74,7 @@ def test_a_whole_study_is_done_once_and_reported(bench, load):
     first.work()
     done = [(run.stage, run.contender) for run, _ in first.records.all]
     assert [done.count(("steps", name)) for name in ("adamw", "talt", "talt-light")] == [1, 1, 1]
-    assert [done.count(("tune", name)) for name in ("adamw", "talt", "talt-light")] == [4, 4, 0]
+    assert [done.count(("tune", name)) for name in ("adamw", "talt", "talt-light")] == [6, 6, 0]
     assert not any("failure" in record for _, record in first.records.all)
     assert first.target() == first.records.find(first.final("adamw", 0, 100))["score"]
     light = first.final("talt-light", 0, 100).settings
