@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -57,6 +57,15 @@ class Curvature:
             return 0.0
         square = self.gradient_norm * self.gradient_norm
         return self.hessian_norm / square if square != 0 else math.inf
+
+    def plain(self) -> dict[str, Any]:
+        """As plain values, for a state_dict."""
+        return asdict(self) | {"status": str(self.status)}
+
+    @classmethod
+    def of_plain(cls, values: dict[str, Any]) -> "Curvature":
+        """From `plain`."""
+        return cls(**values | {"status": Status(values["status"]), "eigenvalues": tuple(values["eigenvalues"])})
 
     @property
     def finite(self) -> bool:

@@ -22,7 +22,6 @@ from losslab.optim.homotopy.preconditioner import bare, inverse_root, leading, l
 from losslab.optim.homotopy.rate import RateRule
 from losslab.optim.homotopy.rules import is_due
 from losslab.ranks import Ranks
-from losslab.status import Status
 
 
 class HomotopyLR(LRScheduler):
@@ -203,19 +202,8 @@ class HomotopyLR(LRScheduler):
         return found
 
     def _note(self, found: Curvature, lr: float, seconds: float) -> None:
-        self.history.append(
-            Measured(
-                step=self.last_epoch,
-                loss=found.loss,
-                lr=lr,
-                curvature=self.curvature,
-                hessian_norm=found.hessian_norm,
-                grad_norm=found.gradient_norm,
-                trace=found.trace,
-                target=self.target,
-                seconds=seconds,
-            )
-        )
+        known = {"curvature": self.curvature, "target": self.target, "seconds": seconds}
+        self.history.append(Measured.of(found, step=self.last_epoch, lr=lr, **known))
 
     def _skip(self) -> None:
         self.skipped += 1
@@ -232,14 +220,13 @@ class HomotopyLR(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values; what the next rate depends on, and the history."""
-        measured = self.measured
         return {
             "last_epoch": self.last_epoch,
             "step_count": self._step_count,
             "base_lrs": list(self.base_lrs),
             "last_lr": list(self.get_last_lr()),
             "skipped": self.skipped,
-            "measured": measured and asdict(measured) | {"status": str(measured.status)},
+            "measured": self.measured and self.measured.plain(),
             "rule": self.rule.state_dict(),
             "estimator": self.estimator.state_dict(),
             "history": [asdict(row) for row in self.history],
@@ -250,7 +237,7 @@ class HomotopyLR(LRScheduler):
         self.last_epoch, self._step_count = state_dict["last_epoch"], state_dict["step_count"]
         self.base_lrs, self._last_lr = list(state_dict["base_lrs"]), list(state_dict["last_lr"])
         self.skipped, measured = state_dict["skipped"], state_dict["measured"]
-        self.measured = measured and Curvature(**measured | {"status": Status(measured["status"])})
+        self.measured = measured and Curvature.of_plain(measured)
         self.rule.load_state_dict(state_dict["rule"])
         self.estimator.load_state_dict(state_dict["estimator"])
         self.history = [Measured(**row) for row in state_dict["history"]]

@@ -17,7 +17,6 @@ from losslab.optim.homotopy.history import Measured, export
 from losslab.optim.homotopy.rate import RateRule
 from losslab.optim.homotopy.seed_config import HutchinsonConfig, SeedConfig, options_of
 from losslab.ranks import Ranks
-from losslab.status import Status
 
 
 class HomotopyLRScheduler:
@@ -99,19 +98,8 @@ class HomotopyLRScheduler:
         target = self._target(step)
         self.rule.advance(self.config.base_lr, step, target)
         self.lr = self.rule.at(step)
-        self.history.append(
-            Measured(
-                step=step,
-                loss=found.loss,
-                lr=self.lr,
-                curvature=self.curvature,
-                hessian_norm=found.hessian_norm,
-                grad_norm=found.gradient_norm,
-                trace=found.trace,
-                target=target,
-                seconds=seconds,
-            )
-        )
+        known = {"curvature": self.curvature, "target": target, "seconds": seconds}
+        self.history.append(Measured.of(found, step=step, lr=self.lr, **known))
 
     def _target(self, step: int) -> float:
         of, met = self.config, self.rule.percentile.value
@@ -133,11 +121,10 @@ class HomotopyLRScheduler:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values; what the next rate depends on, and the history."""
-        measured = self.measured
         return {
             "lr": self.lr,
             "skipped": self.skipped,
-            "measured": measured and asdict(measured) | {"status": str(measured.status)},
+            "measured": self.measured and self.measured.plain(),
             "rule": self.rule.state_dict(),
             "estimator": self.estimator.state_dict(),
             "history": [asdict(row) for row in self.history],
@@ -146,7 +133,7 @@ class HomotopyLRScheduler:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
         self.lr, self.skipped, measured = (state_dict[name] for name in ("lr", "skipped", "measured"))
-        self.measured = measured and Curvature(**measured | {"status": Status(measured["status"])})
+        self.measured = measured and Curvature.of_plain(measured)
         self.rule.load_state_dict(state_dict["rule"])
         self.estimator.load_state_dict(state_dict["estimator"])
         self.history = [Measured(**row) for row in state_dict["history"]]
