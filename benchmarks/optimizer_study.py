@@ -189,6 +189,8 @@ def scaled(estimate: Estimate, factor: float) -> Estimate:
 
 def claim(estimate: Estimate) -> str:
     """What may be said of a ratio: no factor that its whole interval does not exceed."""
+    if estimate.high == 0:
+        return "arrives where the other never does"
     factor = math.floor(10 / estimate.high) / 10
     if factor > 1:
         return f"at least {factor:.1f}× faster"
