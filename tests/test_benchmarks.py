@@ -421,6 +421,7 @@ def test_nothing_is_started_for_a_report(study, load, tmp_path):
         ((0.9, 0.8, 1.1), "no significant difference"),
         ((2.0, 1.5, 3.0), "slower"),
         ((np.inf, 1.2, np.inf), "slower"),
+        ((0.0, 0.0, 0.0), "arrives where the other never does"),
         ((np.nan, 0.0, np.inf), "no significant difference"),
     ],
 )
