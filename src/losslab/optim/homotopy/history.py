@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from losslab.optim.homotopy.curvature import Curvature
 from losslab.records import write_atomically
 
 
@@ -36,17 +35,6 @@ class Measured:
     trace: float
     target: float
     seconds: float
-
-    @classmethod
-    def of(cls, found: Curvature, **others: Any) -> "Measured":
-        """The row of an estimate, and what it does not know."""
-        return cls(
-            loss=found.loss,
-            hessian_norm=found.hessian_norm,
-            grad_norm=found.gradient_norm,
-            trace=found.trace,
-            **others,
-        )
 
 
 def export(rows: Iterable[Any], kind: type, path: str | Path) -> None:

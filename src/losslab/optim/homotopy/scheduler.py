@@ -4,8 +4,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,7 +14,7 @@ from losslab.operators.risk import EmpiricalRisk
 from losslab.optim.homotopy.buffers import kept_buffers
 from losslab.optim.homotopy.checks import number
 from losslab.optim.homotopy.curvature import Curvature, CurvatureEstimator, trainable
-from losslab.optim.homotopy.history import Measured, export
+from losslab.optim.homotopy.follower import Follower
 from losslab.optim.homotopy.options import HomotopyOptions
 from losslab.optim.homotopy.preconditioner import bare, inverse_root, leading, limit, ready
 from losslab.optim.homotopy.rate import RateRule
@@ -24,7 +22,7 @@ from losslab.optim.homotopy.rules import is_due
 from losslab.ranks import Ranks
 
 
-class HomotopyLR(LRScheduler):
+class HomotopyLR(Follower, LRScheduler):
     """How fast may training go, given how curved the loss is here?
 
     A torch scheduler: `step()` after each `optimizer.step()`; groups keep their ratios. It sets the rate, as `LambdaLR`
@@ -90,16 +88,13 @@ class HomotopyLR(LRScheduler):
     ) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
-        self.rule = RateRule(HomotopyOptions.of(settings), limit(optimizer))
+        self._follow(RateRule(HomotopyOptions.of(settings), limit(optimizer)), estimator or CurvatureEstimator())
         if examples is not None and (type(examples) is not int or examples < 1 or isinstance(loss, EmpiricalRisk)):
             raise ValueError(f"examples: expected an int of at least 1 and a function for the loss, got {examples!r}")
         if not callable(loss) and not isinstance(loss, EmpiricalRisk):
             raise TypeError(f"loss: expected a function or an EmpiricalRisk, got {type(loss).__name__}")
         self.loss, self.examples, self.model = loss, examples, model
-        self.estimator = estimator or CurvatureEstimator()
-        self.measured: Curvature | None = None
-        self.history: list[Measured] = []
-        self.skipped, self.optimizer = 0, optimizer
+        self.optimizer = optimizer
         if not self._parameters():
             raise ValueError("optimizer: expected a parameter that requires a gradient, got none")
         _rebase(optimizer, base_lr)
@@ -139,11 +134,6 @@ class HomotopyLR(LRScheduler):
         self.rule.options = options
 
     @property
-    def curvature(self) -> float:
-        """κ averaged, or with "stable" the λ that is reckoned with; NaN before the first."""
-        return self.rule.curvature
-
-    @property
     def target(self) -> float:
         """κ*, or with "stable" the λ above which η₀ is braked."""
         return self.rule.target(self.base_lr)
@@ -165,7 +155,7 @@ class HomotopyLR(LRScheduler):
             self._advance()
         lr, first = self.rule.at(self.last_epoch), self.base_lr
         if found is not None:
-            self._note(found, lr, seconds)
+            self._note(found, step=self.last_epoch, lr=lr, target=self.target, seconds=seconds)
         return [float(base) * (lr / first) if first else 0.0 for base in self.base_lrs]
 
     def _due(self) -> bool:
@@ -194,53 +184,18 @@ class HomotopyLR(LRScheduler):
         loss = self.loss if self.examples is None else lambda: self.loss(self.examples)  # type: ignore[operator]
         with kept_buffers(self.model):
             found = self.estimator(loss, parameters, root=root, ranks=Ranks.world())
-        if not found.finite:
-            self._skip()
-            return None
-        self.measured = found
-        self.rule.take(found)
-        return found
-
-    def _note(self, found: Curvature, lr: float, seconds: float) -> None:
-        known = {"curvature": self.curvature, "target": self.target, "seconds": seconds}
-        self.history.append(Measured.of(found, step=self.last_epoch, lr=lr, **known))
-
-    def _skip(self) -> None:
-        self.skipped += 1
-        if self.skipped == 1:
-            warnings.warn("HomotopyLR: curvature that is not finite was passed over; the rate stays", stacklevel=6)
-
-    def export_metrics(self, path: str | Path) -> None:
-        """Write the history as CSV, a row for each estimate; its columns are the fields of `Measured`.
-
-        Raises:
-            OSError: It cannot be written; an older file is still there.
-        """
-        export(self.history, Measured, path)
+        return found if self._take(found, stacklevel=5) else None
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values; what the next rate depends on, and the history."""
-        return {
-            "last_epoch": self.last_epoch,
-            "step_count": self._step_count,
-            "base_lrs": list(self.base_lrs),
-            "last_lr": list(self.get_last_lr()),
-            "skipped": self.skipped,
-            "measured": self.measured and self.measured.plain(),
-            "rule": self.rule.state_dict(),
-            "estimator": self.estimator.state_dict(),
-            "history": [asdict(row) for row in self.history],
-        }
+        own = {"last_epoch": self.last_epoch, "step_count": self._step_count, "base_lrs": list(self.base_lrs)}
+        return {**own, "last_lr": list(self.get_last_lr()), **Follower.state_dict(self)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from `state_dict`; the rates themselves are in the optimizer's."""
         self.last_epoch, self._step_count = state_dict["last_epoch"], state_dict["step_count"]
         self.base_lrs, self._last_lr = list(state_dict["base_lrs"]), list(state_dict["last_lr"])
-        self.skipped, measured = state_dict["skipped"], state_dict["measured"]
-        self.measured = measured and Curvature.of_plain(measured)
-        self.rule.load_state_dict(state_dict["rule"])
-        self.estimator.load_state_dict(state_dict["estimator"])
-        self.history = [Measured(**row) for row in state_dict["history"]]
+        Follower.load_state_dict(self, state_dict)
 
 
 def _rebase(optimizer: Optimizer, base_lr: float | None) -> None:

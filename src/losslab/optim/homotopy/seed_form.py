@@ -2,24 +2,21 @@
 
 import math
 import time
-import warnings
 from collections.abc import Iterable
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from losslab.optim.homotopy.batch_hessian import Loss
 from losslab.optim.homotopy.curvature import Curvature, CurvatureEstimator
+from losslab.optim.homotopy.follower import Follower
 from losslab.optim.homotopy.given_loss import given, whole_graph
-from losslab.optim.homotopy.history import Measured, export
 from losslab.optim.homotopy.rate import RateRule
 from losslab.optim.homotopy.seed_config import HutchinsonConfig, SeedConfig, options_of
 from losslab.ranks import Ranks
 
 
-class HomotopyLRScheduler:
+class HomotopyLRScheduler(Follower):
     """Which rate do the founders give, for this loss at these parameters?  η₀/(1 + α·κ/κ*), κ = ‖H‖/‖∇L‖².
 
     It touches no optimizer: `step` returns the rate, and who calls it uses it. To train, take `HomotopyLR`: κ grows
@@ -55,18 +52,16 @@ class HomotopyLRScheduler:
 
     def __init__(self, config: SeedConfig | None = None, hvp_config: HutchinsonConfig | None = None, *, seed: int = 0):
         self.config, self.hvp_config = config or SeedConfig(), hvp_config or HutchinsonConfig()
-        self.rule = RateRule(options_of(self.config, self.hvp_config), math.nan)
-        self.estimator = CurvatureEstimator(
+        rule = RateRule(options_of(self.config, self.hvp_config), math.nan)
+        estimator = CurvatureEstimator(
             power_iterations=self.hvp_config.power_iterations,
             num_samples=self.hvp_config.num_samples,
             distribution="rademacher" if self.hvp_config.use_rademacher else "gaussian",
             tol=self.hvp_config.power_iter_tol,
             seed=seed,
         )
+        self._follow(rule, estimator)
         self.lr = min(max(self.config.base_lr, self.config.min_lr), self.config.max_lr)
-        self.measured: Curvature | None = None
-        self.history: list[Measured] = []
-        self.skipped = 0
 
     def step(self, loss: Tensor | Loss, params: Iterable[Tensor], step: int) -> float:
         """The rate for this step; curvature is measured first, where that is due.
@@ -83,60 +78,29 @@ class HomotopyLRScheduler:
         if step % self.hvp_config.estimation_frequency == 0 or self.measured is None:
             began = time.perf_counter()
             found = _estimate(self.estimator, loss, params)
-            self._take(found, step, time.perf_counter() - began)
+            if self._take(found, stacklevel=2):
+                self._advance(found, step, time.perf_counter() - began)
         return self.lr
 
-    def _take(self, found: Curvature, step: int, seconds: float) -> None:
-        if not found.finite:
-            self.skipped += 1
-            if self.skipped == 1:
-                text = "HomotopyLRScheduler: curvature that is not finite was passed over; the rate stays"
-                warnings.warn(text, stacklevel=3)
-            return
-        self.measured = found
-        self.rule.take(found)
+    def _advance(self, found: Curvature, step: int, seconds: float) -> None:
         target = self._target(step)
         self.rule.advance(self.config.base_lr, step, target)
         self.lr = self.rule.at(step)
-        known = {"curvature": self.curvature, "target": target, "seconds": seconds}
-        self.history.append(Measured.of(found, step=step, lr=self.lr, **known))
+        self._note(found, step=step, lr=self.lr, target=target, seconds=seconds)
 
     def _target(self, step: int) -> float:
         of, met = self.config, self.rule.percentile.value
         adaptive = of.adaptive_target and step >= of.warmup_steps and not math.isnan(met)
         return met if adaptive else of.target_curvature
 
-    @property
-    def curvature(self) -> float:
-        """The average κ; NaN before the first."""
-        return self.rule.curvature
-
-    def export_metrics(self, path: str | Path) -> None:
-        """Write the history as CSV: step, loss, lr, curvature, hessian_norm, grad_norm, trace, target, seconds.
-
-        Raises:
-            OSError: It cannot be written; an older file is still there.
-        """
-        export(self.history, Measured, path)
-
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values; what the next rate depends on, and the history."""
-        return {
-            "lr": self.lr,
-            "skipped": self.skipped,
-            "measured": self.measured and self.measured.plain(),
-            "rule": self.rule.state_dict(),
-            "estimator": self.estimator.state_dict(),
-            "history": [asdict(row) for row in self.history],
-        }
+        return {"lr": self.lr, **super().state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
-        self.lr, self.skipped, measured = (state_dict[name] for name in ("lr", "skipped", "measured"))
-        self.measured = measured and Curvature.of_plain(measured)
-        self.rule.load_state_dict(state_dict["rule"])
-        self.estimator.load_state_dict(state_dict["estimator"])
-        self.history = [Measured(**row) for row in state_dict["history"]]
+        self.lr = state_dict["lr"]
+        super().load_state_dict(state_dict)
 
 
 def _estimate(estimator: CurvatureEstimator, loss: Tensor | Loss, params: Iterable[Tensor]) -> Curvature:
