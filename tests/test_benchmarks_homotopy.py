@@ -259,3 +259,20 @@ def test_numbers_in_words(load):
     wide = types.SimpleNamespace(low=0.1, high=1.0, ratio=10.0, open_low=False, open_high=True)
     assert text.between(wide) == "≥ 10× (0.1 to ≥ 1)"
     assert text.between(None) == "nowhere"
+
+
+def test_tuning_online_is_measured_at_its_smallest(load, tmp_path, monkeypatch, capsys):
+    generator = np.random.default_rng(0)
+    images = {
+        name: generator.integers(0, 256, (n, 28, 28), dtype=np.uint8) for name, n in (("x_train", 2300), ("x_test", 9))
+    }
+    digits = {name: generator.integers(0, 10, n) for name, n in (("y_train", 2300), ("y_test", 9))}
+    np.savez(tmp_path / "mnist.npz", **images, **digits)
+    script = load("homotopy_online")
+    monkeypatch.setattr(sys, "argv", ["homotopy_online.py", "--data", str(tmp_path), "--seeds", "1", "--steps", "3"])
+    script.main()
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| seed")]
+    assert len(rows) == len(script.RULES) * 3
+    slow = {"rule": "seed", "target_curvature": 0.03, "examples": 32, "frequency": 10}
+    plain, tuned = (script.final_loss(slow, rate, 0, tmp_path, 8) for rate in (0.0, 0.5))
+    assert plain != tuned  # it is attached
