@@ -49,11 +49,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one-sided": {"one_sided": True},
     "lowrank": {"structure": "lowrank"},
     "diagonal": {"structure": "diagonal"},
-    "polar": {"structure": "polar"},
+    "polar": {"structure": "polar", "exclude": ["embedding", "head"]},
     "polar for convolutions": {"structures": {"Conv2d": "polar"}},
     "polar for linear layers": {"structures": {"Linear": "polar"}},
-    "last layer too": {"exclude": ["embedding"]},
-    "last layer and embeddings too": {"exclude": []},
+    "not the last layer": {"exclude": ["embedding", "head"]},
+    "embeddings too": {"exclude": []},
 }
 
 

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from losslab.optim import TALT, TALTOptions
-from losslab.optim.groups import EXCLUDED, talt_param_groups
+from losslab.optim.groups import talt_param_groups
 from losslab.studies.config import make_config
 from losslab.studies.models.table import scale_weights
 from losslab.studies.optimizers import build_optimizer, evaluating
 from losslab.studies.schedules import rate_factor
 from losslab.studies.sections import ScheduleConfig
 
-TALT_VERSION = "1"  # to be raised when any number of TALT's changes
+TALT_VERSION = "2"  # to be raised when any number of TALT's changes
 WARMUP = 0.05
 FINAL_SEED = 100  # from here on seeds are final ones: never chosen by, and the only ones whose test split is looked at
 EVALUATED = 500  # examples at a time
@@ -76,7 +76,7 @@ def make_optimizer(name: str, settings: dict[str, Any], model: nn.Module) -> Opt
         return build_optimizer(make_config({"optimizer": {"name": name, **settings}}).optimizer, model)
     own = {key: settings[key] for key in ("lr", "betas", "weight_decay", "structure") if key in settings}
     options = {key: value for key, value in settings.items() if key not in (*own, "exclude", "structures")}
-    hidden, *others = talt_param_groups(model, settings.get("exclude", EXCLUDED))
+    hidden, *others = talt_param_groups(model, **{key: settings[key] for key in ("exclude",) if key in settings})
     for kind, structure in settings.get("structures", {}).items():
         chosen = {id(module.weight) for module in model.modules() if type(module).__name__ == kind}
         others.append({"params": [pair for pair in hidden["params"] if id(pair[1]) in chosen], "structure": structure})

@@ -282,7 +282,7 @@ def test_talt_has_all_its_settings(model):
     given = {"structure": "lowrank", "adaptive_memory": False, "clip": 3, "thresholds": [0.1, 0.2], "base_memory": 4}
     optimizer = build_optimizer(configured("talt", lr=0.1, weight_decay=0.2, betas=(0.8, 0.7), talt=given), model)
     hidden, rest = optimizer.param_groups
-    assert [id(p) for p in hidden["params"]] == [id(p) for p in hidden_matrices(model)]
+    assert [id(p) for p in hidden["params"]] == [id(p) for p in hidden_matrices(model, ("embedding",))]
     assert (hidden["structure"], rest["structure"]) == ("lowrank", "diagonal")
     for group in (hidden, rest):
         assert (group["lr"], group["weight_decay"], group["betas"]) == (0.1, 0.2, (0.8, 0.7))

@@ -1,4 +1,4 @@
-"""Which parameters TALT works on in their eigenspace: hidden matrices and kernels, with their names."""
+"""Which parameters TALT works on in their eigenspace: matrices and kernels but embeddings, with their names."""
 
 import pytest
 import torch
@@ -62,10 +62,10 @@ def test_hidden_matrices_have_the_optimizers_structure_and_the_rest_is_diagonal(
 
 
 def test_talt_takes_them_with_their_names(text):
-    optimizer = TALT(talt_param_groups(text), structure="polar")
+    optimizer = TALT(talt_param_groups(text), structure="lowrank")
     rotated, diagonal = optimizer.param_groups
-    assert (rotated["structure"], diagonal["structure"]) == ("polar", "diagonal")
-    assert rotated["param_names"] == HIDDEN
+    assert (rotated["structure"], diagonal["structure"]) == ("lowrank", "diagonal")
+    assert rotated["param_names"] == [*HIDDEN, "head.weight"]
     assert [p.shape for p in rotated["params"]][:2] == [(4, 4, 3), (16, 4)]
 
 
@@ -78,7 +78,7 @@ def test_a_tied_head_is_embedding_and_head_at_once(text):
 
 
 def test_a_group_without_parameters_is_left_out():
-    (only,) = talt_param_groups(nn.Linear(3, 2))
+    (only,) = talt_param_groups(nn.Linear(3, 2), ("head",))
     assert only["structure"] == "diagonal"
     (only,) = talt_param_groups(nn.Linear(3, 2, bias=False), ())
     assert "structure" not in only

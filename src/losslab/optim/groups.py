@@ -1,4 +1,4 @@
-"""Which parameters of a network have an eigenspace worth finding: the weights of hidden layers."""
+"""Which parameters of a network have an eigenspace worth finding: matrices and kernels, but tables of embeddings."""
 
 from collections.abc import Collection
 from typing import Any
@@ -7,15 +7,15 @@ from torch import nn
 
 KERNELS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TABLES = (nn.Embedding, nn.EmbeddingBag)
-EXCLUDED = ("embedding", "head")
+KINDS = ("embedding", "head")
 
 
-def talt_param_groups(model: nn.Module, exclude: Collection[str] = EXCLUDED) -> list[dict[str, Any]]:
+def talt_param_groups(model: nn.Module, exclude: Collection[str] = ("embedding",)) -> list[dict[str, Any]]:
     """Which parameters does TALT work on in their eigenspace, and which does it leave to AdamW's rule?
 
-    `TALT(talt_param_groups(model), lr=3e-3)`: hidden matrices and convolution kernels have the optimizer's `structure`;
-    embeddings, the last layer, biases and gains are "diagonal". A gradient of an embedding has a few rows of many, the
-    last layer's has a row a class, and what has one axis has no other side.
+    `TALT(talt_param_groups(model), lr=3e-3)`: matrices and convolution kernels have the optimizer's `structure`;
+    embeddings, biases and gains are "diagonal". A gradient of an embedding has a few rows of many, and what has one
+    axis has no other side. `structure="polar"` is meant for hidden layers: exclude the last one there, as Muon does.
 
     Args:
         model: Its layers decide (`hidden_matrices`).
@@ -36,7 +36,7 @@ def talt_param_groups(model: nn.Module, exclude: Collection[str] = EXCLUDED) -> 
     return [group for group in groups if group["params"]]
 
 
-def hidden_matrices(model: nn.Module, exclude: Collection[str] = EXCLUDED) -> list[nn.Parameter]:
+def hidden_matrices(model: nn.Module, exclude: Collection[str] = KINDS) -> list[nn.Parameter]:
     """Matrices and convolution kernels, without embeddings and without the last linear or convolutional layer.
 
     Args:
@@ -46,9 +46,9 @@ def hidden_matrices(model: nn.Module, exclude: Collection[str] = EXCLUDED) -> li
     Raises:
         ValueError: `exclude` names something else.
     """
-    if isinstance(exclude, str) or (unknown := set(exclude) - set(EXCLUDED)):
+    if isinstance(exclude, str) or (unknown := set(exclude) - set(KINDS)):
         got = exclude if isinstance(exclude, str) else min(unknown)
-        raise ValueError(f"exclude: expected a tuple of {' and '.join(map(repr, EXCLUDED))}, or of one, got {got!r}")
+        raise ValueError(f"exclude: expected a tuple of {' and '.join(map(repr, KINDS))}, or of one, got {got!r}")
     modules = list(model.modules())
     kernels = {id(module.weight) for module in modules if isinstance(module, KERNELS)}
     tables = {id(module.weight) for module in modules if isinstance(module, TABLES)}
