@@ -104,6 +104,30 @@ def test_trajectory_of_a_training():
     assert found["grad_norms"][-1] == pytest.approx(float(risk.gradient().norm()))
 
 
+def test_an_optimizer_of_another_model_is_refused():
+    """Of a copy, say: nothing would move, and nothing would say so."""
+    optimizer = torch.optim.SGD(mlp().double().parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="optimizer: expected one of this model's parameters"):
+        analyzer().analyze_optimization_trajectory(optimizer, num_steps=2)
+
+
+def test_flatness_at_a_maximum():
+    """L = −10⁶|w − 1|²: every point nearby lies far below, where 1/(1 + value) would be negative."""
+
+    class Hill(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(2, dtype=torch.float64))
+
+        def forward(self, x):
+            return -1e6 * (self.w - 1).square().sum() * x
+
+    data = [(torch.ones(1, 1, dtype=torch.float64), classes(1))]
+    metrics = LossLandscapeAnalyzer(Hill(), data, None, lambda f, _: f.mean()).full_analysis(num_eigenvalues=1)
+    assert metrics.sharpness < -1
+    assert metrics.flatness == 1.0
+
+
 def test_trajectory_leaves_the_mode_and_refuses_nonsense():
     model = mlp().double().eval()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

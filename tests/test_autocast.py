@@ -1,5 +1,7 @@
 """Products under autocast: their error is measured, stated, and part of every error bound."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -122,7 +124,21 @@ def test_repr_tells_type_and_error():
     assert Hessian(trained(dense_net)).error is None
 
 
+def test_overflow_is_refused():
+    """Inputs of 10⁴ are finite in float16; their products are not."""
+    x, y = 1e4 * normal(9, 5).float(), normal(9, 1).float()
+    risk = EmpiricalRisk(torch.nn.Linear(5, 1), torch.nn.MSELoss(), [(x, y)])
+    with pytest.raises(ValueError, match=r"autocast: expected finite products.*float16.*use torch\.bfloat16"):
+        Hessian(risk, autocast=torch.float16)
+    assert Hessian(risk, autocast=torch.bfloat16).error.relative < 0.1
+
+
 # -- product_error on matrices
+
+
+def test_products_that_are_not_finite_are_infinitely_wrong():
+    broken = diagonal([math.nan, 1.0, 1.0])
+    assert product_error(broken, diagonal([1.0, 1.0, 1.0])).relative == math.inf
 
 
 def test_error_of_a_known_perturbation():

@@ -66,15 +66,18 @@ def test_count_examples():
     assert kinds.count_examples((A, C)) == 3
     assert kinds.count_examples({"scale": torch.tensor(2.0), "x": B}) == 3
     assert kinds.count_examples(Record(A[:0], C[:0])) == 0
-    for bad in ((torch.tensor(1.0), "words"), {}, object()):
-        with pytest.raises(ValueError, match=r"a tensor with an example axis.*pass count_examples="):
+    for bad in ((torch.tensor(1.0), "words"), {}, object(), (A.numpy(), C.numpy())):
+        with pytest.raises(ValueError, match=r"a tensor with an example axis.*NumPy.*pass count_examples="):
             kinds.count_examples(bad)
 
 
 def test_check_reiterable():
     loader = DataLoader(TensorDataset(A, C))
-    for good in ([(A, C)], loader, ((A, C),), collections.deque([(A, C)])):
+    for good in ([(A, C)], loader, ((A, C),), collections.deque([(A, C)]), A.split(2), [A, A.clone()]):
         kinds.check_reiterable(good)
+    for one in ((A, C), [A, C], (A[:, 0], A)):  # another type, another number of axes
+        with pytest.raises(TypeError, match=r"batches: expected a list of batches, .* pass \[\(x, y\)\]"):
+            kinds.check_reiterable(one)
     for one_time in (iter([A]), (b for b in [A]), zip([A], [C], strict=True), map(str, []), iter(loader)):
         with pytest.raises(ValueError, match=r"one-time .*pass list\(batches\)"):
             kinds.check_reiterable(one_time)

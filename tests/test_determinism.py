@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomS
 
 from cases import Record, classes, mlp, normal, seeded
 from losslab.operators.determinism import fingerprint
+from losslab.operators.hessian import Hessian
 from losslab.operators.risk import EmpiricalRisk
 from untouched import assert_untouched
 
@@ -208,3 +209,31 @@ def test_fingerprints():
         assert fingerprint(other) != pytest.approx(fingerprint(batch), abs=1e-3)
     odd = (torch.tensor(2.0), torch.ones(3, 0), torch.ones(2, dtype=torch.bool), torch.eye(2).to_sparse(), "words")
     assert math.isfinite(fingerprint(odd))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_fingerprints_of_what_is_not_finite(bad):
+    """Missing labels and masks: equal where the data are equal, and only there."""
+    x = IMAGES.clone()
+    x[0, 0, 0, 0] = bad
+    assert fingerprint(x) == fingerprint(x.clone()) != fingerprint(IMAGES)
+    moved = IMAGES.clone()
+    moved[0, 0, 0, 1] = bad
+    assert fingerprint(moved) != pytest.approx(fingerprint(x), abs=1e-3)
+
+
+def test_missing_labels_may_be_read_again():
+    """The first batch's graph is kept, the others are streamed: the first one is recognised."""
+
+    def loss_fn(output, target):
+        return (output - target)[~target.isnan()].square().mean()
+
+    x, y = normal(12, 4), normal(12, 3)
+    y[::3] = math.nan
+    batches = [(x[:6], y[:6]), (x[6:], y[6:])]
+    whole = Hessian(EmpiricalRisk(mlp().double(), loss_fn, batches))
+    expected = whole.to_dense()
+    part = Hessian(EmpiricalRisk(mlp().double(), loss_fn, batches, graph_memory=int(0.75 * whole.kept_bytes)))
+    torch.testing.assert_close(part.to_dense(), expected)
+    assert part.num_kept == 1
+    torch.testing.assert_close(part.to_dense(), expected)

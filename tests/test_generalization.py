@@ -1,5 +1,6 @@
 """generalization: closed forms on quadratics, the bound against its inequality and by enumeration, refusals."""
 
+import dataclasses
 import itertools
 import math
 
@@ -82,6 +83,10 @@ def test_classes():
     assert result.guessing_error == pytest.approx(1 - counts.max() / 8)
     assert result.vacuous
     assert "vacuous: no better than guessing" in str(result)
+    assert result.pac_bayes.next_sigma == np.inf
+    assert ", the largest tried, before the error rate rises by" in str(result)
+    earlier = dataclasses.replace(result, pac_bayes=dataclasses.replace(result.pac_bayes, next_sigma=1.0))
+    assert ", where the error rate rises by" in str(earlier)
 
 
 @pytest.mark.parametrize("allowed", [1e-3, 0.1, 5.0])

@@ -167,6 +167,25 @@ def test_single_examples():
     torch.testing.assert_close(GradientCovariance(risk).to_dense(), explicit(risk, True), rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("method", ["explicit", "implicit"])
+@pytest.mark.parametrize("sizes", [[1], [5, 3]], ids=["one example", "equal ones"])
+def test_no_scatter_is_exactly_zero(dtype, method, sizes):
+    """E[gᵢgᵢᵀ] and ḡḡᵀ are the same matrix: rounding alone, which is not symmetric, is no matrix for a solver."""
+    x, y = X[:1].to(dtype).repeat(sum(sizes), 1), Y[:1].repeat(sum(sizes))
+    risk = EmpiricalRisk(mlp().to(dtype), nn.CrossEntropyLoss(), split(sizes, x, y))
+    assert float(risk.gradient().norm()) > 0.1
+    assert not GradientCovariance(risk, method=method).to_dense().any()
+
+
+def test_a_small_scatter_about_a_large_mean_stays():
+    """gᵢ = 10⁴ ± 1: C is a 10⁻⁸ of E[gᵢgᵢᵀ], far above the rounding of float64."""
+    model = seeded(lambda: nn.Linear(1, 1, bias=False)).double()
+    x = torch.tensor([[1e4 - 1], [1e4 + 1]], dtype=torch.float64)
+    risk = EmpiricalRisk(model, lambda output, _: output.mean(), [(x, x)])
+    assert float(GradientCovariance(risk).to_dense()) == pytest.approx(1.0, rel=1e-6)
+
+
 def test_a_missing_second_derivative_is_explained():
     class Once(torch.autograd.Function):
         @staticmethod

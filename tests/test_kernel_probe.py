@@ -12,6 +12,7 @@ from torch.func import functional_call, jacrev
 from cases import classes, conv_batchnorm, mlp, normal, paired, seeded
 from losslab.operators.risk import EmpiricalRisk
 from losslab.probes.kernel import kernel
+from losslab.probes.kernel_training import SquaredError
 from losslab.report import matplotlib_backend, plotly_backend
 from losslab.report.charts.kernel import kernel as charts
 from losslab.report.contents import read
@@ -181,6 +182,14 @@ def test_targets_that_are_no_labels_leave_the_spectrum():
     assert np.isfinite(result.eigenvalues).all()
     assert np.isnan([result.alignment, result.label_quotient, *result.predicted, *result.network]).all()
     assert result.status is Status.complete
+
+
+def test_integer_targets_of_a_single_output_are_numbers():
+    """Not the one-hot labels of one class, which are 1 where the target is 0."""
+    risk = EmpiricalRisk(
+        seeded(lambda: nn.Linear(4, 1)).double(), None, [(normal(6, 4), classes(6, num=2))], check=False
+    )
+    assert SquaredError(risk).labels.tolist() == classes(6, num=2).tolist()
 
 
 def test_nan_is_said():

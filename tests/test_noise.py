@@ -92,6 +92,21 @@ def test_flat_loss_has_no_ratio():
     assert result.covariance_top > 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_example_has_no_scatter(dtype):
+    risk = EmpiricalRisk(mlp().to(dtype), nn.CrossEntropyLoss(), [(normal(1, 4).to(dtype), classes(1))])
+    result = gradient_noise(risk)
+    assert (result.covariance_top, result.ratio, result.status.ok) == (0.0, 0.0, True)
+    assert math.isnan(result.alignment)
+
+
+def test_neither_noise_nor_curvature_says_nothing():
+    model = seeded(lambda: nn.Linear(2, 1, bias=False)).double()
+    ones = torch.ones(3, 2, dtype=torch.float64)
+    result = gradient_noise(EmpiricalRisk(model, lambda output, _: output.mean(), [(ones, ones)]))
+    assert all(math.isnan(x) for x in (result.ratio, result.alignment, result.overlap))
+
+
 def test_nonfinite_second_derivative_is_reported():
     """|w|^1.5 has the gradient 0 at 0, and no second derivative."""
 

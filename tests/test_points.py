@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cases import classes, conv_batchnorm, mlp, normal, paired, seeded
-from losslab.operators.accuracy import score_at
+from losslab.operators.accuracy import guessing_accuracy, score_at
 from losslab.operators.batch_statistics import batch_statistics
 from losslab.operators.minibatches import minibatch_loss, minibatches
 from losslab.operators.risk import EmpiricalRisk
@@ -57,6 +58,18 @@ def test_score_of_mappings_and_objects(wrap):
     risk = EmpiricalRisk(model, None, [{"x": x, "labels": y}])
     expected = float((model.layer(x).argmax(1) == y).double().mean())
     assert score_at(risk, risk.space.vector()).accuracy == pytest.approx(expected)
+
+
+def test_a_single_logit_has_no_accuracy():
+    """Its largest score is always the first: "all of class 0" would be the answer."""
+    model = seeded(lambda: nn.Linear(4, 1)).double()
+
+    def loss_fn(output, target):
+        return nn.functional.binary_cross_entropy_with_logits(output.squeeze(1), target.double())
+
+    risk = EmpiricalRisk(model, loss_fn, [(normal(8, 4), classes(8, num=2))])
+    assert math.isnan(score_at(risk, risk.space.vector()).accuracy)
+    assert math.isnan(guessing_accuracy(risk))
 
 
 def test_regression_has_no_accuracy():

@@ -1,15 +1,19 @@
 """Projection: least squares against a plain solver, exact residuals; planes through solutions and along paths."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from cases import classes, mlp, normal, paired
+from cases import classes, mlp, normal, paired, seeded
 from losslab.operators.risk import EmpiricalRisk
 from losslab.probes.plane import line, plane
+from losslab.probes.planes import plane_axes
 from losslab.probes.planes.projection import principal, project, spanned
 from losslab.status import Status
+from second_derivatives import Once
 
 
 class Parabola(nn.Module):
@@ -165,6 +169,27 @@ def test_eigenvectors():
     top = line(parabola(), direction="eigenvectors", resolution=3)
     assert top.value == pytest.approx(6)
     np.testing.assert_allclose(top.losses, [3, 0, 3], atol=1e-10)
+
+
+def test_eigenvectors_that_have_not_converged_are_not_complete(monkeypatch):
+    monkeypatch.setattr(plane_axes, "eigenpairs", functools.partial(plane_axes.eigenpairs, max_matvecs=3))
+    assert plane(parabola(), directions="eigenvectors", resolution=3).status is Status.budget_reached
+
+
+def test_eigenvectors_without_second_derivatives():
+    class Doubled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3).double()
+
+        def forward(self, x):
+            return Once.apply(self.layer(x))
+
+    risk = EmpiricalRisk(seeded(Doubled), nn.CrossEntropyLoss(), [(normal(9, 4), classes(9))])
+    with pytest.warns(UserWarning, match="FiniteDifferenceHessian"):
+        found = plane(risk, directions="eigenvectors", resolution=3)
+    assert found.status is Status.complete
+    assert found.values[0] > 0
 
 
 def test_points_survive_the_record():

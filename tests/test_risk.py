@@ -277,6 +277,58 @@ def test_losses_that_are_not_one_number(model, loss_fn):
         risk_of(model, loss_fn=loss_fn)
 
 
+def summed(output, target):
+    return F.cross_entropy(output, target, reduction="sum")
+
+
+def test_a_sum_that_is_not_stated_is_refused(model):
+    with pytest.raises(ValueError, match=r"loss_fn: expected the mean .* got their sum: .*loss_fn\.reduction = 'sum'"):
+        risk_of(model, loss_fn=summed)
+
+    def stated(output, target):
+        return summed(output, target)
+
+    stated.reduction = "sum"
+    assert risk_of(model, loss_fn=stated).loss() == pytest.approx(risk_of(model).loss(), rel=1e-6)
+
+
+def test_a_model_that_returns_a_sum_is_refused():
+    class Summing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x, labels):
+            return {"loss": summed(self.layer(x), labels)}
+
+    with pytest.raises(ValueError, match="got their sum"):
+        EmpiricalRisk(Summing().double(), None, [{"x": normal(6, 4), "labels": classes(6)}])
+
+
+def test_losses_that_are_neither_mean_nor_sum_are_taken(model):
+    """A mean with a penalty, a loss of zero, and one that acts across the examples."""
+    for loss_fn in (
+        lambda output, target: F.cross_entropy(output, target) + 0.1,
+        lambda output, target: 0 * output.sum(),
+        lambda output, target: output.std(),
+    ):
+        risk_of(model, loss_fn=loss_fn)
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "message"),
+    [(nn.CrossEntropyLoss, r"the class CrossEntropyLoss; make one: CrossEntropyLoss\(\)"), ("mse", "or None, got str")],
+)
+def test_what_is_no_loss_function(model, loss_fn, message):
+    with pytest.raises(TypeError, match=f"loss_fn: expected a function.*{message}"):
+        risk_of(model, loss_fn=loss_fn)
+
+
+def test_what_is_no_module():
+    with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module, got function"):
+        EmpiricalRisk(lambda x: x, nn.MSELoss(), [(X, Y)])
+
+
 def test_a_missing_loss(model):
     with pytest.raises(ValueError, match=r"must carry \.loss; it is a Tensor without"):
         EmpiricalRisk(model, None, [(X, Y)])
@@ -471,7 +523,6 @@ def test_class_weights_with_mean_are_refused():
     assert EmpiricalRisk(model, total, batches).loss() == pytest.approx(float(total(model(x), y).detach()) / 7)
     weights = EmpiricalRisk(model, loss_fn, batches, count_examples=lambda b: int(loss_fn.weight[b[1]].sum()))
     assert weights.loss() == pytest.approx(float(loss_fn(model(x), y).detach()))
-
 
 
 # -- other risks made of one

@@ -167,6 +167,18 @@ def test_budget_reached():
     assert np.isnan(few.smallest).tolist() == [False, False, True, True, True]
 
 
+def test_one_parameter_has_no_two_ends():
+    risk = EmpiricalRisk(nn.Linear(1, 1, bias=False), nn.MSELoss(), [(torch.ones(2, 1), torch.ones(2, 1))])
+    with pytest.raises(ValueError, match=r"at least 2 parameters .* use eigenpairs"):
+        spectrum(risk, 1)
+
+
+def test_norm_of_a_flat_loss_is_known():
+    risk = EmpiricalRisk(nn.Linear(3, 4), lambda output, _: output.mean(), [(torch.ones(2, 3), torch.ones(2))])
+    found = spectrum(risk, 1).frobenius_norm
+    assert (found.value, found.standard_error, found.status) == (0.0, 0.0, Status.converged)
+
+
 def test_smallest_problem():
     result = of(diagonal([2.0, -1.0]), k=1)
     np.testing.assert_allclose([result.top[0], result.smallest[0]], [2, -1], rtol=1e-14)

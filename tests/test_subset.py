@@ -50,6 +50,15 @@ def test_batches_are_joined_up_to_the_size_they_had():
     assert len(sizes) <= 4
 
 
+@pytest.mark.parametrize(("drawn", "sizes"), [(24, [16, 16, 8]), (20, [40]), (5, [40])])
+def test_enough_batches_for_a_standard_error(drawn, sizes):
+    """Of one or two large batches too: the scatter of two would be small by chance."""
+    few = risk(split(sizes, X, Y), max_examples=drawn)
+    counts = [len(x) for x, _ in few.batches]
+    assert sum(counts) == drawn
+    assert len(counts) >= min(8, drawn)
+
+
 def test_sequences_of_two_lengths_are_not_joined():
     batches = [({"ids": torch.zeros(4, length)}, 4) for length in (5, 5, 7)]
     shapes = [tuple(batch["ids"].shape) for batch in draw_subset(batches, 12, 11, seed=0)]

@@ -165,6 +165,26 @@ def test_what_is_not_known_stays_unknown():
     assert math.isnan(rule.bound)
 
 
+def test_bias_before_batchnorm_is_no_edge():
+    """No gradient in training, so P = ε, but curvature with fixed statistics: see docs/trajectory.md."""
+    model = seeded(lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3))).double()
+    x, y = normal(30, 4), classes(30)
+    optimizer, snapshots = torch.optim.Adam(model.parameters(), lr=0.01), Snapshots()
+    for _ in range(5):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    snapshots.take(5, model, optimizer)
+
+    def preconditioned(**options) -> float:
+        return float(
+            trajectory(EmpiricalRisk(model, nn.CrossEntropyLoss(), [(x, y)], **options), snapshots).preconditioned[0]
+        )
+
+    assert preconditioned() > 1e5 * preconditioned(mode="train")
+    assert preconditioned(params=["0.weight", "1.*", "3.*"]) < 10 * preconditioned(mode="train")
+
+
 # -- trajectories ---------------------------------------------------------------------------------------------------
 
 
@@ -370,6 +390,8 @@ def test_snapshots_that_are_no_path(snapshots, message):
 
 def test_bad_input():
     _, risk, _, _ = trained(steps=1)
+    with pytest.raises(TypeError, match="snapshots: expected `Snapshots` or a list of them, got OrderedDict"):
+        trajectory(risk, [risk.model.state_dict()])
     for other, expected in ((mlp(outputs=4), r"'2.weight' of shape \(3, 5\), got \(4, 5\)"), (Tied(), "'0.weight'")):
         with pytest.raises(ValueError, match=f"snapshots: expected {expected}.*; use the same architecture"):
             trajectory(risk, [Snapshot.of(0, other)])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from losslab.operators.base import LinearOperator
+from losslab.solvers.conjugate_gradients import conjugate_gradients
 from losslab.solvers.density import spectral_density
 from losslab.solvers.diagonal import diagonal as diagonal_of
 from losslab.solvers.frobenius import frobenius_norm
@@ -103,9 +105,7 @@ SOLVERS = {
         diagonal_of, itself, method="hutchinson", tol=0.1, errors=standard_error, known=own_diagonal, numbers=entries
     ),
     "diagonal, xdiag": sampled(diagonal_of, itself, method="xdiag", cost=2, known=own_diagonal, numbers=entries),
-    "frobenius_norm": sampled(
-        frobenius_norm, lambda v: np.array([np.linalg.norm(v)]), tol=0.01, errors=standard_error
-    ),
+    "frobenius_norm": sampled(frobenius_norm, lambda v: np.array([np.linalg.norm(v)]), tol=0.01, errors=standard_error),
     # One start vector a coordinate, e_i: together they have the whole spectrum's moments exactly.
     "spectral_density": Solver(
         lambda operator, seed=0, **_: spectral_density(operator, vectors=torch.eye(operator.size), num_nodes=60),
@@ -227,6 +227,24 @@ def test_nonfinite_is_reported(solver, good):
     assert result.status is Status.nonfinite
     if good == 0 and solver.random:
         assert not np.isfinite(solver.numbers(result)).any()
+
+
+@pytest.mark.parametrize(
+    "solve",
+    [
+        eigenpairs,
+        power_iteration,
+        trace,
+        partial(trace, method="xtrace"),
+        diagonal_of,
+        frobenius_norm,
+        spectral_density,
+        partial(conjugate_gradients, b=torch.ones(3)),
+    ],
+)
+def test_a_matrix_is_no_operator(solve):
+    with pytest.raises(TypeError, match="operator: expected a LinearOperator, got Tensor; try DenseOperator"):
+        solve(torch.eye(3))
 
 
 def test_interruption_goes_through(solver):

@@ -117,7 +117,7 @@ class LossLandscapeAnalyzer:
         found = interpolate(self.risk, self.model, model2, alphas=alphas, progress=self.progress)
         return {
             "barrier_height": found.barrier,
-            "connectivity_score": 1 / (1 + found.barrier),
+            "connectivity_score": found.connectivity,
             "path_norm": found.distance,
             "alphas": found.alphas,
             "losses": found.losses,
@@ -143,11 +143,14 @@ class LossLandscapeAnalyzer:
             `trajectory`.
 
         Raises:
-            ValueError: num_steps or track_interval below 1.
+            ValueError: num_steps or track_interval below 1; an optimizer that has none of the model's parameters.
         """
         for name, number in (("num_steps", num_steps), ("track_interval", track_interval)):
             if type(number) is not int or number < 1:
                 raise ValueError(f"{name}: expected a number >= 1, got {number!r}")
+        mine = {id(parameter) for parameter in self.model.parameters()}
+        if mine.isdisjoint(id(parameter) for group in optimizer.param_groups for parameter in group["params"]):
+            raise ValueError("optimizer: expected one of this model's parameters, got one that holds none of them")
         risk, snapshots = self.risk, Snapshots()  # the risk first: it refuses data that cannot be trained on
         for step in train_steps(self.model, self.criterion, self.train_loader, optimizer, num_steps):
             if step % track_interval == 0 or step == num_steps:
@@ -197,7 +200,7 @@ class LossLandscapeAnalyzer:
             sharpness=rise.value,
             sharpness_radius=rise.radius,
             sharpness_samples=rise.num_samples,
-            flatness=1 / (1 + rise.value),
+            flatness=rise.flatness,
             train_loss=train.loss,
             test_loss=test.loss,
             generalization_gap=test.loss - train.loss,

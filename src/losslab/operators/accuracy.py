@@ -24,7 +24,7 @@ class Score:
 def score_at(risk: EmpiricalRisk, vector: Tensor, buffers: dict[str, Tensor] | None = None) -> Score:
     """How good is the network at θ of shape (P,)?  Loss and accuracy over the risk's data.
 
-    An answer is right where the largest of the C scores of an output (B, C, …) is at the target's class, (B, …);
+    An answer is right where the largest of the C > 1 scores of an output (B, C, …) is at the target's class, (B, …);
     targets below zero (`ignore_index`) are not counted. Of a batch that is a mapping or an object the targets are its
     `labels`, and an output that is one gives its `logits`.
 
@@ -79,7 +79,8 @@ def _right_answers(scores: Any, targets: Any) -> tuple[int, int]:
 def _are_classes(scores: Any, targets: Any) -> bool:
     if not isinstance(scores, Tensor) or not isinstance(targets, Tensor) or targets.is_floating_point():
         return False
-    return scores.ndim >= 2 and targets.shape == scores.shape[:1] + scores.shape[2:]
+    # A single score is a logit, whose largest is always the first.
+    return scores.ndim >= 2 and scores.shape[1] > 1 and targets.shape == scores.shape[:1] + scores.shape[2:]
 
 
 def _entry(item: Any, name: str) -> Any:

@@ -99,6 +99,15 @@ class LinearOperator(ABC):
         return f"{type(self).__name__}({self.size}×{self.size}, {self.dtype}, {self.device})"
 
 
+def require_operator(operator: object) -> None:
+    """Refuse a matrix, a risk or a model where an operator is expected."""
+    if not isinstance(operator, LinearOperator):
+        raise TypeError(
+            f"operator: expected a LinearOperator, got {type(operator).__name__}; "
+            "try DenseOperator(A) of a matrix, or Hessian(risk)"
+        )
+
+
 class _Sum(LinearOperator):
     def __init__(self, left: LinearOperator, right: LinearOperator):
         if left.size != right.size:

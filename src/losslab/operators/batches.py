@@ -6,6 +6,10 @@
 | `(a, b, …, targets)` | `model(a, b, …)` | `loss_fn(output, targets)` |
 | mapping (transformers) | `model(**those keys that forward names)` | `loss_fn(output, batch)` |
 | a dataclass or any other object | `model(batch)` | `loss_fn(output, batch)` |
+| `[inputs]` (a TensorDataset of one tensor) | `model(inputs)` | `loss_fn(output, batch)`: `batch[0]` are the inputs |
+
+A loss of more than targets takes them together: batches `(inputs, (targets, weights))`, and
+`lambda output, both: loss(output, *both)`.
 
 Inputs that are themselves mappings or tuples are unpacked by the same rules. Without a loss function the model's output
 must carry its own `.loss`.
@@ -14,7 +18,7 @@ must carry its own `.loss`.
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -70,8 +74,8 @@ def count_examples(batch: Any) -> int:
         if tensor.ndim:
             return len(tensor)
     raise ValueError(
-        f"batches: expected batches that hold a tensor with an example axis, got {type(batch).__name__} without one; "
-        "pass count_examples=… to say how many examples a batch holds"
+        f"batches: expected batches that hold a tensor with an example axis, got {type(batch).__name__} without one "
+        "(a NumPy array is none: use torch.as_tensor); pass count_examples=… to say how many examples a batch holds"
     )
 
 
@@ -87,6 +91,18 @@ def on_first_axis(tensors: list[Tensor], count: int, caller: str) -> list[bool]:
     return per_example
 
 
+def rows_of(batch: Any, count: int, rows: slice | Tensor, caller: str) -> Any:
+    """The batch that holds these of its `count` examples alone; raises as `on_first_axis`."""
+    own = iter(on_first_axis(tensors_of(batch), count, caller))
+
+    def taken(tensor: Tensor) -> Tensor:
+        if not next(own):
+            return tensor
+        return tensor[rows.to(tensor.device) if isinstance(rows, Tensor) else rows]
+
+    return map_tensors(batch, taken)
+
+
 def check_reiterable(batches: Any) -> None:
     """Refuse what can be read only once: every product reads the data anew."""
     if not isinstance(batches, Iterable):
@@ -97,11 +113,21 @@ def check_reiterable(batches: Any) -> None:
     if isinstance(batches, Tensor | Mapping | str):
         kind = type(batches).__name__
         raise TypeError(f"batches: expected an iterable of batches, got one {kind}; put it into a list")
+    if isinstance(batches, list | tuple) and _is_one_batch(batches):
+        raise TypeError(
+            "batches: expected a list of batches, got what looks like one: inputs and targets; pass [(x, y)]"
+        )
     if isinstance(batches, Iterator):
         raise ValueError(
             f"batches: expected something that can be read many times, got a one-time {type(batches).__name__}; "
             "pass list(batches)"
         )
+
+
+def _is_one_batch(items: Sequence[Any]) -> bool:
+    """Tensors of different kinds cannot be batches of one data set: they are the parts of one batch."""
+    kinds = {(item.dtype, item.ndim) if isinstance(item, Tensor) else None for item in items}
+    return len(kinds) > 1 and None not in kinds
 
 
 def generators_of(batches: Any) -> list[torch.Generator]:
@@ -122,17 +148,26 @@ def targets_of(batch: Any) -> Any:
     return batch[-1] if _is_pair(batch) else batch
 
 
-def reduction_of(loss_fn: LossFunction | None) -> str:
-    """`"mean"` or `"sum"`: how the loss function reduces over the examples of a batch.
+def stated_reduction(loss_fn: LossFunction | None) -> str | None:
+    """The `reduction` attribute (torch's loss modules) or keyword (`functools.partial`) of a loss function, if any."""
+    function, keywords = (loss_fn.func, loss_fn.keywords) if isinstance(loss_fn, functools.partial) else (loss_fn, {})
+    return keywords.get("reduction", getattr(function, "reduction", None))
 
-    Read from a `reduction` attribute (torch's loss modules) or keyword (`functools.partial`); "mean" where there is
-    none.
+
+def reduction_of(loss_fn: LossFunction | None) -> str:
+    """`"mean"` or `"sum"`: how the loss function reduces over the examples of a batch; "mean" where it does not say.
 
     Raises:
+        TypeError: Something that cannot be called, or a class, whose call would make a loss function and no loss.
         ValueError: Any other reduction.
     """
-    function, keywords = (loss_fn.func, loss_fn.keywords) if isinstance(loss_fn, functools.partial) else (loss_fn, {})
-    reduction = keywords.get("reduction", getattr(function, "reduction", "mean"))
+    if isinstance(loss_fn, type):
+        raise TypeError(
+            f"loss_fn: expected a function, got the class {loss_fn.__name__}; make one: {loss_fn.__name__}()"
+        )
+    if loss_fn is not None and not callable(loss_fn):
+        raise TypeError(f"loss_fn: expected a function or None, got {type(loss_fn).__name__}")
+    reduction = stated_reduction(loss_fn) or "mean"
     if reduction not in ("mean", "sum"):
         raise ValueError(f"loss_fn: expected reduction 'mean' or 'sum', got {reduction!r}; a risk is one number")
     return reduction

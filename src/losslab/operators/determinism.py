@@ -42,7 +42,7 @@ def require_equal(
     Raises:
         ValueError: Loss or gradient differ beyond rounding; the message names the likely cause and the remedy.
     """
-    tolerance = _TOLERANCE.get(dtype, 1e-4)
+    tolerance = tolerance_of(dtype)
     loss_change = abs(first.loss - second.loss)
     gradient_change = float((first.gradient - second.gradient).float().norm())
     same_loss = loss_change <= tolerance * max(first.loss_scale, 1e-12)
@@ -59,6 +59,11 @@ def require_equal(
     )
 
 
+def tolerance_of(dtype: torch.dtype) -> float:
+    """The relative difference of two losses that rounding in this type explains."""
+    return _TOLERANCE.get(dtype, 1e-4)
+
+
 def fingerprint(batch: Any) -> float:
     """A number that stays when a batch's examples change places, and changes when their contents do.
 
@@ -68,7 +73,10 @@ def fingerprint(batch: Any) -> float:
     for shift, tensor in enumerate(tensors_of(batch)):
         if tensor.layout is torch.strided and not tensor.is_nested:
             rows = tensor if tensor.ndim > 1 else tensor.reshape(-1, 1)
-            entries = rows.detach().flatten(1).sum(0, dtype=torch.float64)
+            rows = rows.detach().flatten(1)
+            entries = rows.sum(0, dtype=torch.float64)
+            if not bool(entries.isfinite().all()):  # missing labels, masks of −∞: NaN does not even equal itself
+                entries = rows.double().nan_to_num(1.0, 2.0, 3.0).sum(0)
             weights = torch.arange(len(entries), dtype=torch.float64, device=entries.device).add_(shift).cos_()
             total += float(entries @ weights)
     return total

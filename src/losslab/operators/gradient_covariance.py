@@ -77,8 +77,12 @@ class GradientCovariance(RiskOperator):
     def _finish(self, rows: Tensor, sums: Tensor) -> Tensor:
         if self._mean is None:
             return sums
-        mean = self._mean.to(sums.dtype)
-        return sums - (rows.to(sums.dtype) @ mean).outer(mean)
+        mean, rows = self._mean.to(sums.dtype), rows.to(sums.dtype)
+        centred = sums - (rows @ mean).outer(mean)
+        # Of one example, or of equal ones, rounding of the two terms is left, which is not symmetric: C is zero there.
+        rounding = 10 * torch.finfo(self.dtype).eps * float(mean.double().square().sum())
+        small = centred.norm(dim=1, keepdim=True) <= rounding * rows.norm(dim=1, keepdim=True)
+        return centred.masked_fill(small, 0.0)
 
 
 def _checked_method(risk: EmpiricalRisk, method: Method) -> Method:

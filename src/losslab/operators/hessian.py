@@ -1,6 +1,7 @@
 """Hessian: v ↦ ∇²L(θ)v from gradients kept linearised, as many batches as the memory budget holds."""
 
 import copy
+import math
 from functools import partial
 
 import torch
@@ -33,7 +34,7 @@ class Hessian(RiskOperator):
 
     Raises:
         RuntimeError: An operation has no second derivative; the message names its module.
-        ValueError: Autocast to another type, or of parameters that are not float32.
+        ValueError: Autocast to another type, of parameters that are not float32, or where products overflow in it.
 
     >>> import torch
     >>> from losslab.operators.risk import EmpiricalRisk
@@ -54,12 +55,19 @@ class Hessian(RiskOperator):
             )
         self.kind = GradientGraph if autocast is None else partial(AutocastGraph, dtype=autocast)
         super().__init__(risk)
-        self.autocast, self.error = autocast, None if autocast is None else self._measured(risk)
+        self.autocast = autocast
+        self.error = None if autocast is None else self._measured(risk)
 
     def _measured(self, risk: EmpiricalRisk) -> ProductError:
         streamed = copy.copy(risk)
         streamed.graph_memory = 0  # the reference is used once: kept graphs would take the place of this operator's
-        return product_error(self, Hessian(streamed))
+        found = product_error(self, Hessian(streamed))
+        if math.isinf(found.error):
+            raise ValueError(
+                f"autocast: expected finite products, got NaN or Inf in {self.autocast}, which full precision has not; "
+                "use torch.bfloat16, whose numbers reach as far as float32's, or no autocast"
+            )
+        return found
 
     @property
     def precision(self) -> float:

@@ -1,5 +1,6 @@
 """How wrong an operator's products are, measured in the directions where they are worst."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ class ProductError:
     """How far products Âv are from Av.
 
     Attributes:
-        error: ‖Âv − Av‖ for a unit vector v, the largest met: ‖Â − A‖ from below.
+        error: ‖Âv − Av‖ for a unit vector v, the largest met: ‖Â − A‖ from below; ∞ where Âv alone is not finite.
         norm: ‖Av‖, the largest met: ‖A‖ from below.
     """
 
@@ -49,8 +50,10 @@ def product_error(operator: LinearOperator, reference: LinearOperator, seed: int
     for _ in range(_STEPS):
         exact = (reference @ vector).double()
         wrong = (operator @ vector).double() - exact
-        error = float(wrong.norm())
-        worst = ProductError(max(worst.error, error), max(worst.norm, float(exact.norm())))
+        error, norm = float(wrong.norm()), float(exact.norm())
+        if not math.isfinite(error) and math.isfinite(norm):
+            return ProductError(math.inf, max(worst.norm, norm))
+        worst = ProductError(max(worst.error, error), max(worst.norm, norm))
         if not error > 0:
             break
         vector = wrong / error
@@ -64,7 +67,7 @@ def dominant_direction(operator: LinearOperator, seed: int | torch.Generator = 0
     for _ in range(_STEPS):
         product = operator @ vector
         length = float(product.double().norm())
-        if not length > 0:  # A is zero on it, or the product is not finite: nothing to turn towards
+        if not 0 < length < math.inf:  # A is zero on it, or the product is not finite: nothing to turn towards
             break
         vector = product / length
     return vector

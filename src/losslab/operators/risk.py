@@ -16,12 +16,16 @@ from torch.func import functional_call
 
 from losslab.memory import free_bytes
 from losslab.operators import batches as kinds
-from losslab.operators.determinism import Evaluation, fingerprint, nonfinite_message, require_equal
+from losslab.operators.averages import require_average
+from losslab.operators.determinism import Evaluation, fingerprint, nonfinite_message, require_equal, tolerance_of
 from losslab.operators.exact_convolutions import exact_convolutions
 from losslab.operators.subset import draw_subset
 from losslab.params import ParameterSpace
 from losslab.random import preserved_random_states
 from losslab.ranks import ALONE, Ranks
+
+# Of a part of the examples: the scatter of two or three batches may be small by chance, and with it the stated error.
+_LEAST_BATCHES = 8
 
 
 class EmpiricalRisk:
@@ -33,17 +37,19 @@ class EmpiricalRisk:
     Args:
         model: Any module. It is left as it was.
         loss_fn: `loss_fn(output, targets)` → scalar; for batches that are dicts or objects `loss_fn(output, batch)`;
-            None for models whose output carries `.loss`.
+            None for models whose output carries `.loss`. It averages, unless it says otherwise as torch's modules do,
+            by an attribute `reduction`, or as a `functools.partial` with that argument.
         batches: Anything that can be read many times: a DataLoader, a list of `(inputs, targets)`, of dicts, of
             dataclasses (see `losslab.operators.batches`). Tensors are moved to the model's device.
         params: Glob pattern or patterns that choose the parameters, e.g. `"layer4.*"`; None: all trainable ones.
         mode: "eval" or "train": the mode that the model is in while it is evaluated.
-        check: Evaluate loss and gradient twice and refuse a risk that is not a function of θ alone. Cost: two g.
+        check: Evaluate loss and gradient twice and refuse a risk that is not a function of θ alone; look at half a
+            batch and refuse a sum over examples that is not stated. Cost: two g, and a batch.
         graph_memory: Bytes that kept gradient graphs may take; "auto": a quarter of the free memory; 0: keep none.
         count_examples: `batch -> int`, where the first axis of the first tensor is not the examples; or where the loss
             averages over something else, such as the tokens that `ignore_index` leaves (count those then).
-        max_examples: Take a fixed random subset of so many examples, read once and held on the host; `spectrum` then
-            says what the choice of examples leaves uncertain.
+        max_examples: Take a fixed random subset of so many examples, read once and held on the host, in eight batches
+            or more; `spectrum` then says, by their scatter, what the choice of examples leaves uncertain.
         subset_seed: Which subset.
         ranks: `Ranks.world()` where several processes hold a part of the data each: `batches` are this process's own,
             N counts all of them, and every process must make the same calls. Default: this process alone.
@@ -68,6 +74,8 @@ class EmpiricalRisk:
         subset_seed: int = 0,
         ranks: Ranks = ALONE,
     ):
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
         kinds.check_reiterable(batches)
         if mode not in ("eval", "train"):
             raise ValueError(f"mode: expected 'eval' or 'train', got {mode!r}")
@@ -88,10 +96,12 @@ class EmpiricalRisk:
         if self.num_examples == 0:
             raise ValueError("batches: expected at least one example, got none; is the loader empty (drop_last)?")
         if max_examples is not None and max_examples < self.population:
-            self._draw(max_examples, subset_seed)
+            self._draw(max_examples, subset_seed, least_batches=_LEAST_BATCHES)
         if check:
             first, second = (self.evaluate(seed=seed, fingerprints=True) for seed in (1, 2))
             require_equal(first, second, model=self.model, batches=batches, mode=mode, dtype=self.dtype)
+            if kinds.stated_reduction(loss_fn) is None:
+                self._require_average()
 
     def restrict(self, params: str | Sequence[str]) -> "EmpiricalRisk":
         """The same loss on the same data as a function of other parameters: one layer's, `"layer3.*"`, for example.
@@ -271,10 +281,23 @@ class EmpiricalRisk:
                 for module, training in modes:
                     module.training = training
 
-    def _draw(self, max_examples: int, seed: int) -> None:
+    @torch.no_grad()
+    def _require_average(self) -> None:
+        parameters = self.space.named_views(self.space.vector())
+
+        def loss_of(batch: Any) -> float:
+            return float(kinds.batch_loss(self.loss_fn, self.output(parameters, batch), kinds.targets_of(batch)))
+
+        with self.evaluating():
+            require_average(loss_of, self.read(), tolerance_of(self.dtype))
+
+    def _draw(self, max_examples: int, seed: int, least_batches: int = 1) -> None:
         before = sum(self.ranks.each(self._own_examples)[: self.ranks.rank])
         with self.evaluating():
-            self.batches = draw_subset(self._read("cpu"), self.num_examples, max_examples, seed, int(before))
+            mine = self._read("cpu")
+            self.batches = draw_subset(
+                mine, self.num_examples, max_examples, seed, int(before), least_batches=least_batches
+            )
         self.num_examples = self._count_all()
 
     def _count_all(self) -> int:

@@ -4,16 +4,21 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from losslab.operators import batches as kinds
 from losslab.random import make_generator
 
 
 def draw_subset(
-    batches: Iterable[tuple[Any, int]], total: int, max_examples: int, seed: int, first: int = 0
+    batches: Iterable[tuple[Any, int]],
+    total: int,
+    max_examples: int,
+    seed: int,
+    first: int = 0,
+    *,
+    least_batches: int = 1,
 ) -> list[Any]:
-    """`max_examples` of `total` examples, each with the same chance, in batches about as large as they were.
+    """`max_examples` of `total` examples, each with the same chance, in batches at most as large as they were.
 
     Args:
         batches: (batch, its number of examples): this process's share of the data.
@@ -21,6 +26,7 @@ def draw_subset(
         max_examples: How many are drawn of them all.
         seed: The same on every process.
         first: How many examples the processes before this one hold.
+        least_batches: Batches to make of them all, if there are so many examples.
 
     Raises:
         ValueError: A batch has no tensor with its examples on the first axis.
@@ -28,26 +34,19 @@ def draw_subset(
     chosen = torch.randperm(total, generator=make_generator(seed))[:max_examples].sort().values
     subset: list[Any] = []
     pending: list[Any] = []
-    size, waiting = 1, 0
+    most, size, waiting = max(1, max_examples // least_batches), 1, 0
     for batch, count in batches:
-        size = max(size, count)
+        size = min(max(size, count), most)
         mine = chosen[(chosen >= first) & (chosen < first + count)] - first
         first += count
-        if not len(mine):
-            continue
-        piece = _take(batch, count, mine)
-        if pending and (waiting + len(mine) > size or not _fit(pending[-1], piece)):
-            subset.append(_joined(pending))
-            pending, waiting = [], 0
-        pending.append(piece)
-        waiting += len(mine)
+        for rows in mine.split(size) if len(mine) else ():
+            piece = kinds.rows_of(batch, count, rows, "max_examples")
+            if pending and (waiting + len(rows) > size or not _fit(pending[-1], piece)):
+                subset.append(_joined(pending))
+                pending, waiting = [], 0
+            pending.append(piece)
+            waiting += len(rows)
     return [*subset, _joined(pending)] if pending else subset
-
-
-def _take(batch: Any, count: int, indices: Tensor) -> Any:
-    per_example = kinds.on_first_axis(kinds.tensors_of(batch), count, "max_examples")
-    splits = iter(per_example)
-    return kinds.map_tensors(batch, lambda t: t[indices.to(t.device)] if next(splits) else t)
 
 
 def _fit(first: Any, second: Any) -> bool:

@@ -68,6 +68,7 @@ class GeneralizationResult(ProbeResult):
     def __str__(self) -> str:
         bound, dimension = self.pac_bayes, self.effective_dimension
         said = {None: "none: no classes", True: "vacuous: no better than guessing", False: "better than guessing"}
+        reach = "the largest tried, before" if math.isinf(bound.next_sigma) else "where"
         text = (
             f"train                 loss {self.train.loss:.4g} ± {self.train.loss_error:.1g}, "
             f"accuracy {self.train.accuracy:.2%} ± {self.train.accuracy_error:.1%}\n"
@@ -75,7 +76,7 @@ class GeneralizationResult(ProbeResult):
             f"accuracy {self.test.accuracy:.2%} ± {self.test.accuracy_error:.1%}\n"
             f"gap                   loss {self.loss_gap:.4g} ± {self.loss_gap_error:.1g}, "
             f"accuracy {self.accuracy_gap:.2%} ± {self.accuracy_gap_error:.1%}\n"
-            f"σ                     {bound.sigma:.4g}, where the {self.rise_of} rises by {self.allowed_rise:g}\n"
+            f"σ                     {bound.sigma:.4g}, {reach} the {self.rise_of} rises by {self.allowed_rise:g}\n"
             f"PAC-Bayes bound       error at most {bound.bound:.4f} at {bound.confidence:.0%}, for weights drawn from "
             f"N(θ, σ²I), whose training error is {bound.gibbs_error:.4f}: {said[self.vacuous]}\n"
             f"effective dimension   {dimension.value:.4g} ± {dimension.standard_error:.1g} of {self.num_parameters} "

@@ -18,8 +18,8 @@ Tick = Callable[[str], bool]  # after each step; whether to go on
 class SquaredError:
     """(1/2n) Σᵢ ‖f(xᵢ; θ) − yᵢ‖² over the risk's n examples, whatever the risk's own loss is.
 
-    Labels are one-hot where the targets are classes of outputs (B, C, …), zero for targets below zero; else the targets
-    themselves where there are as many as outputs.
+    Labels are one-hot where the targets are classes of outputs (B, C, …), C > 1, zero for targets below zero; else the
+    targets themselves where there are as many as outputs.
 
     Attributes:
         labels: y (n·C,) in the order of `NeuralTangentKernel`; None where the targets are neither.
@@ -116,7 +116,8 @@ def _labels(outputs: Tensor, targets: Any) -> Tensor | None:
         targets = targets.get("labels") if isinstance(targets, Mapping) else getattr(targets, "labels", None)
     if not isinstance(targets, Tensor):
         return None
-    if not targets.is_floating_point() and outputs.ndim > 1 and targets.shape == outputs.shape[:1] + outputs.shape[2:]:
+    several = outputs.ndim > 1 and outputs.shape[1] > 1
+    if not targets.is_floating_point() and several and targets.shape == outputs.shape[:1] + outputs.shape[2:]:
         classes = torch.arange(outputs.shape[1], device=outputs.device).view(-1, *[1] * (outputs.ndim - 2))
         return (targets.unsqueeze(1) == classes).to(outputs)
     return targets.to(outputs).reshape(outputs.shape) if targets.numel() == outputs.numel() else None

@@ -30,13 +30,13 @@ class NoiseResult(ProbeResult):
     Attributes:
         covariance_top: λ_C, the top eigenvalue of the per-example gradient covariance C, with its error bound.
         hessian_top: λ_H, that of the Hessian, with its error bound.
-        ratio: λ_C/λ_H, with `ratio_error` from both bounds.
+        ratio: λ_C/λ_H, with `ratio_error` from both bounds; NaN where both are zero.
         covariance_trace: tr C, exact on these examples.
         gradient_square: ‖ḡ‖², exact on these examples.
         noise_scale: tr Σ/‖G‖² of the distribution that these examples are drawn from.
         noise_scale_here: tr C/‖ḡ‖², the same if these examples were all there are.
-        alignment: |cos| between the top eigenvectors of C and H.
-        overlap: ‖V_Cᵀ V_H‖_F²/k of the top-k eigenvectors: 1 for one subspace, k/P by chance.
+        alignment: |cos| between the top eigenvectors of C and H; NaN where a top eigenvalue is zero.
+        overlap: ‖V_Cᵀ V_H‖_F²/k of the top-k eigenvectors: 1 for one subspace, k/P by chance; NaN likewise.
         tensors: Names of the parameter tensors.
         tensor_signal: (T,) ‖ḡ‖² of each tensor's part.
         tensor_noise: (T,) tr C of each tensor's part.
@@ -109,8 +109,8 @@ def gradient_noise(
     pairs_c, pairs_h = top(covariance), top(hessian_of(risk))
     top_c, top_h = float(pairs_c.values[0]), float(pairs_h.values[0])
     error_c, error_h = float(pairs_c.errors[0]), float(pairs_h.errors[0])
-    ratio = top_c / top_h if top_h else math.inf
-    alignment, overlap = _angles(pairs_c.vectors, pairs_h.vectors)
+    ratio = top_c / top_h if top_h else math.inf if top_c else math.nan
+    alignment, overlap = _angles(pairs_c.vectors, pairs_h.vectors) if top_c and top_h else (math.nan, math.nan)
     noise, signal = _by_tensor(moments, risk)
     with np.errstate(divide="ignore", invalid="ignore"):
         here, by_tensor = np.divide(noise.sum(), signal.sum()), signal / noise

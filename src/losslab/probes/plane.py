@@ -16,7 +16,7 @@ from losslab.probes.planes.grid import Grid
 from losslab.probes.planes.plane_axes import Axes, Kind, choose_axes, covering, symmetric
 from losslab.probes.planes.projection import Points, Projection
 from losslab.ranks import ALONE, Ranks
-from losslab.status import Progress, Status
+from losslab.status import Progress, Status, worst
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,9 @@ def plane(
         progress: Called after each point.
 
     Returns:
-        PlaneResult. Cost: resolution² forward passes; fewer where BatchNorm can be folded or the first layer is linear
+        PlaneResult; where eigenvectors have not converged the status is theirs.
+
+        Cost: resolution² forward passes; fewer where BatchNorm can be folded or the first layer is linear
         (`losslab.probes.planes.folding`: a third for an MLP on many inputs). The products for eigenvectors come on top.
 
     Raises:
@@ -222,4 +224,5 @@ def _evaluated(
         how = risk.num_examples, risk.mode, risk.loss(), recalibrate, loss.kind
         key = checksum(how, axes.origin, *axes.directions)
     grid = Grid(loss, alphas, betas, key=key, path=resume, progress=progress, ranks=ranks, together=risk.ranks)
-    return grid, grid.evaluate()
+    status = grid.evaluate()
+    return grid, status if axes.status.ok else worst(status, axes.status)

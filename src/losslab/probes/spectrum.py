@@ -210,6 +210,8 @@ def basis_rows(operator: LinearOperator, k: int, options: SpectrumOptions) -> in
     Raises:
         ValueError: k is not between 1 and half the operator's size.
     """
+    if operator.size < 2:
+        raise ValueError("params: expected at least 2 parameters for both ends of a spectrum, got 1; use eigenpairs")
     if not isinstance(k, int) or k < 1 or 2 * k > operator.size:
         raise ValueError(f"k: expected 1 <= k <= {operator.size // 2} for {operator.size} parameters, got {k!r}")
     row = operator.split.local_size * torch.promote_types(operator.dtype, torch.float32).itemsize

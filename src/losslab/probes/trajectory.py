@@ -48,7 +48,7 @@ class TrajectoryResult(ProbeResult):
         lambda_max: (S,) the largest eigenvalue of the Hessian H, with error bounds `lambda_max_errors`.
         lambda_max_errors: See above.
         preconditioned: (S,) the largest eigenvalue of P^(−1/2)(H + W)P^(−1/2), which is what the optimizer's stability
-            depends on (`stability.update_rule`); H's own for SGD without weight decay.
+            depends on (`update_rule`); H's own for SGD without weight decay.
         preconditioned_errors: (S,) bounds on their errors.
         bounds: (S,) above them the optimizer is not stable on the loss's quadratic part: 2/η for gradient descent.
         path: Distances, angles, principal components.
@@ -139,9 +139,10 @@ def trajectory(
         snapshots' parameters, which stay in the page cache where they come from files.
 
     Raises:
+        TypeError: Something else than snapshots: state dicts do not say at which step they were.
         ValueError: No snapshots, one of another architecture, or steps that do not rise.
     """
-    steps = [snapshot.step for snapshot in snapshots]
+    steps = [_step_of(snapshot) for snapshot in snapshots]
     if not steps:
         raise ValueError(
             "snapshots: expected at least one, got none; take some while training, with Snapshots.take or the setting "
@@ -165,3 +166,9 @@ def trajectory(
         matvecs=sum(point.matvecs for point in points),
         seed=seed,
     )
+
+
+def _step_of(snapshot: Snapshot) -> int:
+    if not isinstance(snapshot, Snapshot):
+        raise TypeError(f"snapshots: expected `Snapshots` or a list of them, got {type(snapshot).__name__} in it")
+    return snapshot.step

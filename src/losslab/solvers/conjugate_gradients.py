@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from losslab.operators.base import LinearOperator
+from losslab.operators.base import LinearOperator, require_operator
 from losslab.operators.symmetry import require_symmetric
 from losslab.solvers.budget import Budget
 from losslab.solvers.krylov import basis_dtype, rounding_of
@@ -84,6 +84,7 @@ def conjugate_gradients(
             that is not symmetric; a preconditioner that is not positive definite.
         TypeError: A preconditioner that is neither an operator nor a function.
     """
+    require_operator(operator)
     if not tol > 0 or not math.isfinite(shift):
         raise ValueError(f"tol, shift: expected tol > 0 and a finite shift, got {tol!r} and {shift!r}")
     if not (preconditioner is None or callable(preconditioner) or isinstance(preconditioner, LinearOperator)):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from losslab.operators.base import LinearOperator
+from losslab.operators.base import LinearOperator, require_operator
 from losslab.random import make_generator, rademacher
 from losslab.solvers.budget import Budget
 from losslab.solvers.estimate import Density
@@ -52,6 +52,7 @@ def spectral_density(
     Raises:
         ValueError: num_probes or num_nodes below 1, vectors of another shape, width not above 0 or too small.
     """
+    require_operator(operator)
     if num_probes < 1 or num_nodes < 1:
         raise ValueError(f"num_probes, num_nodes: expected at least 1 of each, got {num_probes} and {num_nodes}")
     signs = vectors is None

@@ -14,7 +14,7 @@ def judge(value: float, error: float, tol: float) -> Status:
     """Not finite, converged (error ≤ tol·|value|), or `budget_reached`, which an estimate is until it converges."""
     if not math.isfinite(value):
         return Status.nonfinite
-    return Status.converged if error <= tol * abs(value) else Status.budget_reached
+    return Status.converged if error == 0 or error <= tol * abs(value) else Status.budget_reached  # tol may be ∞
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from losslab.operators.base import LinearOperator
+from losslab.operators.base import LinearOperator, require_operator
 from losslab.random import make_generator, rademacher
 from losslab.solvers.budget import Budget
 from losslab.solvers.estimate import DiagonalEstimate, Estimate
@@ -124,7 +124,7 @@ def run(
     Raises:
         ValueError: tol not above 0, max_matvecs below 16, vectors of another shape.
     """
-    check(tol, max_matvecs)
+    check(operator, tol, max_matvecs)
     generator, ranks = make_generator(seed), operator.split.ranks
     if vectors is None:
         budget = Budget(max_matvecs, time_budget, progress, ranks=ranks)
@@ -138,8 +138,9 @@ def run(
     return estimator.add(estimator.part(vectors))
 
 
-def check(tol: float, max_matvecs: int) -> None:
+def check(operator: LinearOperator, tol: float, max_matvecs: int) -> None:
     """Refuse what no estimator can work with."""
+    require_operator(operator)
     if not tol > 0:
         raise ValueError(f"tol: expected a number > 0, got {tol!r}")
     if max_matvecs < 2 * MIN_SAMPLES:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from losslab.operators.base import LinearOperator
+from losslab.operators.base import LinearOperator, require_operator
 from losslab.random import gaussian, make_generator
 from losslab.solvers.block_krylov import BlockKrylov
 from losslab.solvers.budget import Budget
@@ -218,8 +218,7 @@ class Search:
 
 def _check(operator: LinearOperator, k: int, which: str, tol: float, block_size: int, max_basis: int | None) -> int:
     """Refuse what cannot be computed; returns the number of pairs wanted in all."""
-    if not isinstance(operator, LinearOperator):
-        raise TypeError(f"operator: expected a LinearOperator, got {type(operator).__name__}; try DenseOperator(A)")
+    require_operator(operator)
     if which not in get_args(Which):
         raise ValueError(f"which: expected one of {', '.join(get_args(Which))}; got {which!r}")
     size, ends = operator.size, len(_KEYS[which])

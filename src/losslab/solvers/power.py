@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from losslab.operators.base import LinearOperator
+from losslab.operators.base import LinearOperator, require_operator
 from losslab.random import gaussian, make_generator
 from losslab.solvers.budget import Budget
 from losslab.solvers.krylov import basis_dtype, rounding_of
@@ -73,6 +73,7 @@ def power_iteration(
     Raises:
         ValueError: tol not above 0, max_matvecs below 1, a start of another shape, zero, or not finite.
     """
+    require_operator(operator)
     if not tol > 0:
         raise ValueError(f"tol: expected a number > 0, got {tol!r}")
     vector = _unit_start(operator, gaussian((operator.size,), make_generator(seed)) if start is None else start)

@@ -73,7 +73,7 @@ def trace(
         raise ValueError(f"method: expected one of {', '.join(get_args(Method))}; got {method!r}")
     if method != "krylov":
         return run(_ESTIMATORS[method], operator, tol, max_matvecs, time_budget, seed, vectors, progress)
-    check(tol, max_matvecs)
+    check(operator, tol, max_matvecs)
     if vectors is not None:
         raise ValueError("vectors: expected None with method='krylov', got a tensor; use method='hutchinson'")
     budget = Budget(max_matvecs, time_budget, progress, ranks=operator.split.ranks)

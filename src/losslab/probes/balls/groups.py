@@ -27,14 +27,9 @@ def groups(risk: EmpiricalRisk, m: int) -> Generator[EmpiricalRisk, None, None]:
                 yield EmpiricalRisk(
                     risk.model,
                     risk.loss_fn,
-                    [batch if size == count else _cut(batch, count, slice(start, start + size))],
+                    [batch if size == count else kinds.rows_of(batch, count, slice(start, start + size), "m")],
                     params=risk.space.names,
                     mode=risk.mode,
                     check=False,
                     count_examples=lambda _, size=size: size,  # type: ignore[misc]
                 )
-
-
-def _cut(batch: object, count: int, span: slice) -> object:
-    own = iter(kinds.on_first_axis(kinds.tensors_of(batch), count, "m"))
-    return kinds.map_tensors(batch, lambda tensor: tensor[span] if next(own) else tensor)

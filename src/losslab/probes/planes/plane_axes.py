@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from losslab.operators.hessian import Hessian
+from losslab.operators.finite_difference import hessian_of
 from losslab.operators.risk import EmpiricalRisk
 from losslab.probes.planes.directions import filter_normalized, layer_normalized
 from losslab.probes.planes.projection import Points, Projection, points_of, principal, project, spanned
@@ -30,6 +30,7 @@ class Axes:
         directions: One or two, (P,).
         values: Of each direction: its eigenvalue, or the share of a path's variance that it explains.
         points: Where the solutions or the path lie; the grid of kinds "solutions" and "pca" covers them.
+        status: Whether eigenvectors converged.
     """
 
     kind: str
@@ -37,6 +38,7 @@ class Axes:
     directions: tuple[Tensor, ...]
     values: np.ndarray | None = None
     points: Projection | None = None
+    status: Status = Status.complete
 
 
 def choose_axes(
@@ -60,13 +62,13 @@ def choose_axes(
         return Axes("solutions", solutions[0], units, points=project(solutions, solutions[0], units))
     if trajectory is not None:
         path = points_of(risk.space, trajectory, "trajectory", 1)
-    kind, vectors, values = _directions(risk, count, directions, path, seed, progress)
+    kind, vectors, values, status = _directions(risk, count, directions, path, seed, progress)
     if not all(bool(vector.any()) for vector in vectors):
         raise ValueError(
             f"directions: {kind!r} is zero here (it moves weights of two or more dimensions that are not zero); "
             "give directions of your own"
         )
-    return Axes(kind, theta, vectors, values, None if path is None else project(path, theta, vectors))
+    return Axes(kind, theta, vectors, values, None if path is None else project(path, theta, vectors), status)
 
 
 def _directions(
@@ -76,15 +78,16 @@ def _directions(
     path: Sequence[Tensor] | None,
     seed: int,
     progress: Progress | None,
-) -> tuple[str, tuple[Tensor, ...], np.ndarray | None]:
+) -> tuple[str, tuple[Tensor, ...], np.ndarray | None, Status]:
     if not isinstance(directions, str):
         if len(directions) != count:
             raise ValueError(f"directions: expected {count} vectors, got {len(directions)}")
-        return "given", tuple(risk.space.check(d, "direction").detach() for d in directions), None
+        given = tuple(risk.space.check(d, "direction").detach() for d in directions)
+        return "given", given, None, Status.complete
     if directions == "pca":
         if path is None:
             raise ValueError("directions: 'pca' expects a trajectory to take the components of, got none")
-        return directions, *principal(path, count, "trajectory")
+        return directions, *principal(path, count, "trajectory"), Status.complete
     if directions == "eigenvectors":
         return directions, *_eigenvectors(risk, count, seed, progress)
     if directions not in KINDS:
@@ -93,23 +96,24 @@ def _directions(
     found: list[Tensor] = []
     for _ in range(count):
         found.append(make(risk.space, risk.space.vector(), generator, found[0] if found else None))
-    return directions, tuple(found), None
+    return directions, tuple(found), None, Status.complete
 
 
 def _eigenvectors(
     risk: EmpiricalRisk, count: int, seed: int, progress: Progress | None
-) -> tuple[tuple[Tensor, ...], np.ndarray]:
-    """The directions of the largest curvature, of unit length, and these curvatures."""
+) -> tuple[tuple[Tensor, ...], np.ndarray, Status]:
+    """The directions of the largest curvature, of unit length, these curvatures, and whether they converged."""
 
     def note(done: float, total: float, text: str) -> None:
         if progress is not None:
             progress(0, total, f"eigenvectors: {text}")
 
-    found = eigenpairs(Hessian(risk), count, which="largest", seed=seed, progress=note)
+    found = eigenpairs(hessian_of(risk), count, which="largest", seed=seed, progress=note)
     if found.status is Status.stopped:
         raise StopRequested
     assert found.vectors is not None
-    return tuple(vector.to(risk.dtype).contiguous() for vector in found.vectors.T), np.asarray(found.values)
+    vectors = tuple(vector.to(risk.dtype).contiguous() for vector in found.vectors.T)
+    return vectors, np.asarray(found.values), found.status
 
 
 def symmetric(distance: float, resolution: int) -> np.ndarray:

@@ -86,7 +86,7 @@ class Snapshots(Sequence[Snapshot]):
         """Keep where the model is now, after `step` steps of the optimizer; one of the same step is replaced.
 
         With the optimizer its learning rate, its stability bound and its preconditioner are kept too
-        (`stability.update_rule`). Cost: a copy of the weights on the host, two with an adaptive optimizer.
+        (`update_rule`). Cost: a copy of the weights on the host, two with an adaptive optimizer.
 
         Raises:
             ValueError: step is not a number >= 0.
