@@ -8,6 +8,7 @@ from torch import Tensor
 
 from losslab.operators.base import LinearOperator
 from losslab.operators.hessian import Hessian
+from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.ranks import Split
 
@@ -42,6 +43,7 @@ class BlockDiagonal(LinearOperator):
         *,
         blocks: Mapping[str, str | Sequence[str]] | None = None,
     ):
+        require_risk(risk)
         names = by_module(risk.space.names) if blocks is None else _by_pattern(risk.space.names, blocks)
         self.size, self.dtype, self.device = risk.space.size, risk.dtype, risk.device
         self._space, self._split = risk.space, Split(risk.space.size, risk.ranks)

@@ -11,6 +11,7 @@ from losslab.operators.base import LinearOperator
 from losslab.operators.gradient_graph import GradientGraph, MissingSecondDerivative
 from losslab.operators.hessian import Hessian
 from losslab.operators.product_error import ProductError, dominant_direction
+from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.ranks import Split
 
@@ -106,6 +107,7 @@ class FiniteDifferenceHessian(LinearOperator):
     """
 
     def __init__(self, risk: EmpiricalRisk, *, seed: int | torch.Generator = 0):
+        require_risk(risk)
         self.risk = risk
         self.size, self.dtype, self.device = risk.space.size, risk.dtype, risk.device
         self._split = Split(self.size, risk.ranks)

@@ -10,6 +10,7 @@ from torch import Tensor
 from losslab.operators import batches as kinds
 from losslab.operators.gauss_newton import OutputCurvature, OutputGraph
 from losslab.operators.likelihoods import likelihood_of
+from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.operators.risk_operator import RiskOperator
 from losslab.random import make_generator
@@ -45,6 +46,7 @@ class Fisher(RiskOperator):
     """
 
     def __init__(self, risk: EmpiricalRisk, *, num_samples: int = 1, seed: int | torch.Generator = 0):
+        require_risk(risk)
         if type(num_samples) is not int or num_samples < 1:
             raise ValueError(f"num_samples: expected a number >= 1, got {num_samples!r}")
         self.num_samples = num_samples

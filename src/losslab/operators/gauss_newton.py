@@ -13,6 +13,7 @@ from losslab.operators import batches as kinds
 from losslab.operators.double_backward import CheapDoubleBackward
 from losslab.operators.gradient_graph import explained, graph_bytes, require_second_derivatives
 from losslab.operators.linearized import Linearized
+from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.operators.risk_operator import RiskOperator
 
@@ -90,6 +91,7 @@ class GaussNewton(RiskOperator):
     """
 
     def __init__(self, risk: EmpiricalRisk):
+        require_risk(risk)
         if risk.loss_fn is None:
             raise ValueError(
                 "loss_fn: expected a function of the model's output, got None, and within the model nothing says where "

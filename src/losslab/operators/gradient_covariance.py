@@ -16,6 +16,7 @@ from losslab.operators.example_gradients import (
     example_loss,
     require_separable,
 )
+from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.operators.risk_operator import RiskOperator
 
@@ -62,6 +63,7 @@ class GradientCovariance(RiskOperator):
     """
 
     def __init__(self, risk: EmpiricalRisk, *, centred: bool = True, method: Method = "auto"):
+        require_risk(risk)
         if method not in ("auto", "explicit", "implicit"):
             raise ValueError(f"method: expected 'auto', 'explicit' or 'implicit', got {method!r}")
         self.centred = centred

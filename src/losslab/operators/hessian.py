@@ -9,6 +9,7 @@ import torch
 from losslab.operators.autocast import AutocastGraph
 from losslab.operators.gradient_graph import GradientGraph
 from losslab.operators.product_error import ProductError, product_error
+from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.operators.risk_operator import RiskOperator
 
@@ -46,6 +47,7 @@ class Hessian(RiskOperator):
     """
 
     def __init__(self, risk: EmpiricalRisk, *, autocast: torch.dtype | None = None):
+        require_risk(risk)
         if autocast not in (torch.bfloat16, torch.float16, None):
             raise ValueError(f"autocast: expected torch.bfloat16, torch.float16 or None, got {autocast!r}")
         if autocast is not None and risk.dtype != torch.float32:

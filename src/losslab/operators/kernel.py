@@ -14,6 +14,7 @@ from losslab.operators.example_gradients import ExampleJacobian, Examples, backw
 from losslab.operators.gradient_graph import explained
 from losslab.operators.kept_graphs import KeepsGraphs, KeptGraphs
 from losslab.operators.linearized import Linearized
+from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.ranks import Split
 
@@ -49,6 +50,7 @@ class NeuralTangentKernel(KeepsGraphs, LinearOperator):
     """
 
     def __init__(self, risk: EmpiricalRisk):
+        require_risk(risk)
         self.risk, self.dtype, self.device = risk, risk.dtype, risk.device
         self._theta = risk.space.vector()
         self._graphs = KeptGraphs(risk, _OutputGraph)

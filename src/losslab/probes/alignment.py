@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
+from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.params import Solution
 from losslab.probes.base import ProbeResult
@@ -110,6 +111,7 @@ def align(
             network that cannot be followed, or one of which nothing is left to permute since an operation is unknown
             (the message names the module).
     """
+    require_risk(risk)
     if method not in ("weights", "activations"):
         raise ValueError(f"method: expected 'weights' or 'activations', got {method!r}")
     if type(starts) is not int or starts < 1:
@@ -171,6 +173,7 @@ def permuted(risk: EmpiricalRisk, b: Solution, result: AlignmentResult) -> dict[
     Raises:
         ValueError: The result belongs to another network.
     """
+    require_risk(risk)
     spec = permutation_spec(risk)
     if tuple((group.name, group.size) for group in spec.groups) != tuple(zip(result.groups, result.sizes, strict=True)):
         raise ValueError(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from losslab.operators.determinism import Evaluation
 from losslab.operators.finite_difference import hessian_of
+from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.probes.base import ProbeResult
 from losslab.solvers.budget import Budget
@@ -100,6 +101,7 @@ def convergence(
         ValueError: learning_rate not above 0, or to be chosen where the loss curves nowhere upwards; num_steps or
             num_nodes below 1; loss or gradient not finite at the start.
     """
+    require_risk(risk)
     _check(learning_rate, num_steps, num_nodes)
     first = risk.evaluate()
     norm = float(first.gradient.double().norm())

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.integrate import trapezoid
 from torch import Tensor
 
+from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.params import Solution
 from losslab.probes.base import ProbeResult
@@ -112,6 +113,7 @@ def curve(
     Raises:
         ValueError: An unknown kind, bends below 1, solutions of another architecture, or several processes.
     """
+    require_risk(risk)
     if kind not in CHAINS:
         raise ValueError(f"kind: expected one of {sorted(CHAINS)}, got {kind!r}")
     if type(bends) is not int or bends < 1:

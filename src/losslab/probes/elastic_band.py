@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.params import Solution
 from losslab.probes.base import ProbeResult
@@ -119,6 +120,7 @@ def elastic_band(
         ValueError: Other shapes or names than the risk's model; num_nodes below 3; an unknown schedule, or one with
             numbers out of range.
     """
+    require_risk(risk)
     options, plan = options or ElasticBandOptions(), schedule_of(schedule, steps)
     if type(num_nodes) is not int or num_nodes < 3:
         raise ValueError(f"num_nodes: expected at least 3, both solutions and one between them; got {num_nodes!r}")

@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from losslab.operators.accuracy import guessing_accuracy
 from losslab.operators.finite_difference import hessian_of
+from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.params import Solution
 from losslab.probes.base import ProbeResult
@@ -159,6 +160,7 @@ def generalization(
     Raises:
         ValueError: allowed_rise or ridge not above 0; a loss that mixes examples; a prior of another shape.
     """
+    require_risk(risk)
     options = options or GeneralizationOptions()
     ridge = 1 / risk.num_examples if ridge is None else ridge
     for name, value in (("allowed_rise", allowed_rise), ("ridge", ridge)):

@@ -12,6 +12,7 @@ from torch import Tensor
 from losslab.operators.gradient_graph import GradientGraph
 from losslab.operators.kept_graphs import KeptGraphs
 from losslab.operators.minibatches import minibatch_loss
+from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.params import Solution
 from losslab.probes.base import ProbeResult
@@ -100,6 +101,7 @@ def implicit_bias(
         ValueError: learning_rate not above 0, no point at all, or one of another architecture.
         RuntimeError: A module without second derivatives; the message names it.
     """
+    require_risk(risk)
     if not (learning_rate > 0 and math.isfinite(learning_rate)):
         raise ValueError(f"learning_rate: expected a finite number > 0, got {learning_rate!r}")
     if points is not None and not len(points):

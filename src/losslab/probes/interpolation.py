@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.params import Solution
 from losslab.probes.base import ProbeResult
@@ -83,6 +84,7 @@ def interpolate(
     Raises:
         ValueError: Other shapes or names than the risk's model, no finite α, or fewer than two steps.
     """
+    require_risk(risk)
     samples = PathSamples(risk, a, b, _grid(alphas, steps), recalibrate=recalibrate)
     try:
         samples.measure(samples.on_line, progress=progress)

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.probes.base import ProbeResult
 from losslab.probes.subspaces.dimension_search import (
@@ -166,6 +167,7 @@ def intrinsic_dimension(
             fit; modules that cannot initialise themselves; "accuracy" where there is none; several processes.
         TypeError: `optimizer` is no function that makes one.
     """
+    require_risk(risk)
     options = options or IntrinsicDimensionOptions()
     _check(risk, dimension, num_seeds, optimizer, options)
     dimensions = dimensions_up_to(options.max_dimension or risk.space.size, options.resolution)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from losslab.operators.kernel import NeuralTangentKernel
+from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.params import Solution
 from losslab.probes.base import ProbeResult
@@ -103,6 +104,7 @@ def kernel(
         ValueError: num_examples, num_steps or learning_rate out of range, n·C above 4000, several processes.
         TypeError: The outputs are not one real tensor.
     """
+    require_risk(risk)
     _check(risk, num_examples, learning_rate, num_steps)
     part = risk.subset(num_examples, seed)
     error = SquaredError(part)

@@ -10,6 +10,7 @@ from torch import Tensor
 from losslab.operators.base import LinearOperator
 from losslab.operators.finite_difference import hessian_of
 from losslab.operators.gradient_covariance import GradientCovariance
+from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.probes.base import ProbeResult
 from losslab.probes.gradient_moments import GradientMoments, gradient_moments
@@ -98,6 +99,7 @@ def gradient_noise(
     Raises:
         ValueError: The loss mixes examples (`GradientCovariance`), k out of range.
     """
+    require_risk(risk)
     stages = Stages(progress, _MOMENTS + 2 * _EXPECTED_MATVECS)
 
     def top(operator: LinearOperator) -> Eigenpairs:

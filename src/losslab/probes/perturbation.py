@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from losslab.operators.finite_difference import hessian_of
+from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.probes.balls.neighbourhood import Neighbourhood
 from losslab.probes.base import ProbeResult
@@ -98,6 +99,7 @@ def perturbation(
         ValueError: An argument out of range.
         UserWarning: A module without second derivatives; then products are finite differences of gradients.
     """
+    require_risk(risk)
     _check(k, num_random, resolution)
     if not distance > 0:
         raise ValueError(f"distance: expected a number > 0, got {distance!r}")

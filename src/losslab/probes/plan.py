@@ -7,6 +7,7 @@ import torch
 
 from losslab.memory import peak_bytes
 from losslab.operators.finite_difference import hessian_of
+from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.operators.risk_operator import RiskOperator
 from losslab.probes.spectrum import SpectrumOptions, basis_rows
@@ -72,6 +73,7 @@ def plan(risk: EmpiricalRisk, k: int = 5, *, options: SpectrumOptions | None = N
     Raises:
         ValueError: k out of range.
     """
+    require_risk(risk)
     options = options or SpectrumOptions()
     hessian = hessian_of(risk)
     rows = basis_rows(hessian, k, options)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.probes.base import ProbeResult
 from losslab.probes.partial import checksum
@@ -93,6 +94,7 @@ def line(
     Arguments, errors and cost as for `plane`, with `resolution` points; `direction` is a kind or a vector of shape
     (P,), `through` are two solutions.
     """
+    require_risk(risk)
     directions = direction if isinstance(direction, str) else (direction,)
     _check(distance, resolution)
     axes = choose_axes(risk, 1, directions, through, trajectory, seed, progress)
@@ -164,6 +166,7 @@ def plane(
         ValueError: distance not above 0, resolution even or below 3, directions or points of another shape, points that
             do not span a plane, or weights so that a normalised direction is zero.
     """
+    require_risk(risk)
     _check(distance, resolution)
     axes = choose_axes(risk, 2, directions, through, trajectory, seed, progress)
     (alphas, betas), reach = _coordinates(axes, distance, resolution)

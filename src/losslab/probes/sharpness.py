@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.probes.balls.neighbourhood import Neighbourhood, Norm
 from losslab.probes.balls.rises import Search
@@ -140,6 +141,7 @@ def sharpness(
         ValueError: An argument out of range.
         UserWarning: A module without second derivatives: the comparison takes finite differences.
     """
+    require_risk(risk)
     options = options or SharpnessOptions()
     _check(method, num_samples, options)
     around = Neighbourhood.around(risk, radius, relative=relative, norm=options.norm, adaptive=method == "adaptive")

@@ -11,6 +11,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 from torch import Tensor
 
+from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.params import Solution
 from losslab.probes.base import ProbeResult
@@ -76,6 +77,7 @@ def spanning_tree(
     Raises:
         ValueError: Fewer than two solutions, fewer paths than a tree has edges, or what `elastic_band` refuses.
     """
+    require_risk(risk)
     m = len(minima)
     if m < 2:
         raise ValueError(f"minima: expected at least two solutions, got {m}")

@@ -11,6 +11,7 @@ from torch import Tensor
 from losslab.memory import free_bytes
 from losslab.operators.base import LinearOperator
 from losslab.operators.finite_difference import hessian_of
+from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.operators.risk_operator import RiskOperator
 from losslab.probes.base import ProbeResult
@@ -162,6 +163,7 @@ def spectrum(
         ValueError: k out of range.
         UserWarning: A module without second derivatives; then products are finite differences of gradients.
     """
+    require_risk(risk)
     options = options or SpectrumOptions()
     hessian = hessian_of(risk)
     result, top_vector = spectrum_of(hessian, k, risk.num_examples, options, seed, progress)

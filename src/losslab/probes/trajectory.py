@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.probes.base import ProbeResult
 from losslab.probes.trajectories.path_pca import PathGeometry, path_of
@@ -142,6 +143,7 @@ def trajectory(
         TypeError: Something else than snapshots: state dicts do not say at which step they were.
         ValueError: No snapshots, one of another architecture, or steps that do not rise.
     """
+    require_risk(risk)
     steps = [_step_of(snapshot) for snapshot in snapshots]
     if not steps:
         raise ValueError(

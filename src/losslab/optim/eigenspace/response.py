@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,8 +76,19 @@ def _below(values: Tensor, cut: Tensor, width: float) -> Tensor:
 
 
 def quantiles(values: Tensor, levels: tuple[float, float, float]) -> Tensor:
-    """Of each of b tables (b, ·, ·), at three levels in percent: (b, 3, 1, 1)."""
+    """Of each of b tables (b, ·, ·), at three levels in percent: (b, 3, 1, 1). torch.quantile's numbers, to the bit."""
     flat = values.flatten(1)
-    flat = flat[:, :: -(-flat.shape[1] // AT_MOST)]
-    at = torch.tensor(levels, dtype=flat.dtype, device=flat.device) / 100
-    return torch.quantile(flat, at, dim=1).mT[..., None, None]
+    rising = _sorted(flat[:, :: -(-flat.shape[1] // AT_MOST)])
+    last = rising.shape[1] - 1
+    found = []
+    for place in (torch.tensor(levels, dtype=flat.dtype, device="cpu") / 100 * last).tolist():
+        below = int(place)
+        found.append(torch.lerp(rising[:, below], rising[:, min(below + 1, last)], place - below))
+    return torch.stack(found, 1)[..., None, None]
+
+
+def _sorted(values: Tensor) -> Tensor:
+    """Each row of (b, n); on a CPU by numpy, since torch's sort, and its quantile, keep the places too."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.sort(values.numpy(), axis=1))
+    return values.sort(1).values
