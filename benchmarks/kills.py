@@ -92,7 +92,7 @@ def main() -> None:
     lines = ["# A run killed again and again", "", *machine(("losslab", "torch"))]
     lines += [
         f"- {args.kills} kills (SIGKILL) at random moments; {args.epochs} epochs of 34 steps, a checkpoint each 5",
-        f"- steps between the checkpoints found: median {np.median(np.diff([s or 0 for s in steps])):.0f}",
+        f"- steps between the checkpoints found: median {np.median(np.diff([0, *(step or 0 for step in steps)])):.0f}",
         f"- {len(rows)} rows of metrics: {'identical' if same_rows else 'DIFFERENT'}",
         f"- {len(tensors)} tensors of checkpoints and snapshots: {'identical' if same_tensors else 'DIFFERENT'}",
     ]

@@ -1,10 +1,13 @@
 """A batch file: read whole, every broken entry named, nothing started before; what is there is not made again."""
 
+import dataclasses
+import io
 import json
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from fake_worker import use_fake_workers
@@ -228,9 +231,33 @@ def command(tmp_path, trained):
 def test_the_command_prints_how_each_run_ended(command):
     done = command(["good", "wild"])
     assert done.exit_code == 0, done.output
-    assert "87.50%" in done.output
+    assert "87.50 %" in done.output
     assert "diverged" in done.output
     assert "2 finished" in done.output
+
+
+def test_seeds_are_one_line_and_no_number_is_cut_off(tmp_path, trained, monkeypatch):
+    """In 80 columns, with the longest names of the shipped batches."""
+    monkeypatch.setattr(batching, "console", Console(width=80, file=(printed := io.StringIO())))
+    outcomes = []
+    for number, accuracy in enumerate((0.9, 0.95, 1.0)):
+        folder = RunFolder.create(tmp_path / f"without_transformation_stability-seed{number}")
+        folder.write_config({})
+        status = "diverged" if number == 2 else "completed"
+        loss = float("nan") if number == 2 else 0.25 + accuracy
+        folder.log(8, {"kind": "final", "status": status, "test_accuracy": accuracy, "test_loss": loss})
+        outcomes.append(Outcome(folder.path.name, folder.path, "finished", 1 + number, None, 7.0 + number))
+    outcomes.append(Outcome("without_transformation_stability-seed3", tmp_path / "no", "failed", 1, "why", 1.0))
+    outcomes.append(dataclasses.replace(outcomes[0], name="alone"))
+    batching.console.print(batching._ends(outcomes))
+    text = printed.getvalue()
+    for shown in ("2 finished", "1 diverged", "1 failed", "3 attempts", "95.00 ± 5.00 %", "NaN", " 7.5 "):
+        assert shown in text
+    assert [cell.strip() for cell in text.splitlines()[-2].split("│")[1:-1]] == [
+        "alone", "finished", "90.00 %", "1.15", "7.0",
+    ]  # fmt: skip
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_the_command_fails_with_a_run(command):
@@ -321,7 +348,7 @@ def test_the_ablation_of_talts_fixes_has_them_all_each_but_one_each_alone_and_no
             len(on), f"only_{on[0]}" if len(on) == 1 else f"without_{min({*FIXES} - {*on}, default='')}"
         )
         rest = talt.options().with_fixes(())
-        assert rest == TALTOptions(max_side=128, thresholds=(1e-7, 1e-6)).with_fixes(())
+        assert rest == TALTOptions(max_side=128, thresholds=(1e-7, 1e-6), near_fraction=0.2).with_fixes(())
     each = [(fix,) for fix in FIXES]
     but_one = [tuple(fix for fix in FIXES if fix != left_out) for left_out in FIXES]
     assert set(found) == {FIXES, *but_one, *each, ()}

@@ -72,6 +72,11 @@ CASES = {
             "checkpoints": {"every": 3, "keep": 7}, "target": {"value": 0.5, "stop": False},
         },
     },
+    "schedule-free, batch norm": {
+        "model": CNN,
+        "optimizer": {"name": "schedule_free"},
+        "training": {"eval_every": 4, "checkpoints": {"every": 3}},
+    },
     "target": {"training": {"eval_every": 2, "target": {"value": 0.6}, "checkpoints": {"every": 1}}},
     "talt, watched": {
         "optimizer": {"name": "talt", "lr": 0.02},

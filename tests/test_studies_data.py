@@ -40,10 +40,7 @@ def test_digits_are_split_and_scaled(digits):
 
 
 def test_splits_share_no_image_and_never_change(digits):
-    flat = {
-        name: {tuple(x.flatten().tolist()) for x in getattr(digits, name).inputs}
-        for name in ("train", "test")
-    }
+    flat = {name: {tuple(x.flatten().tolist()) for x in getattr(digits, name).inputs} for name in ("train", "test")}
     flat["validation"] = {tuple(x.flatten().tolist()) for x in digits.validation.inputs}
     assert not flat["train"] & flat["test"]
     assert not flat["train"] & flat["validation"]
@@ -138,6 +135,42 @@ def test_data_that_are_not_there_say_how_to_get_them(tmp_path):
         load_dataset(written(tmp_path, y_test=None))
     with pytest.raises(ValueError, match=r"own\.npz: expected one class for each of 7 examples in y_test, got"):
         load_dataset(written(tmp_path, y_test=np.arange(3)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"x_train": np.array([{}] * 40)}, "expected np.savez's file of numbers, got another (Object arrays cannot"),
+        ({"x_train": np.array(["a"] * 40), "x_test": np.array(["a"] * 7)}, "x_train: expected numbers, got <U1"),
+        ({"x_train": np.zeros((40, 2)), "x_test": np.zeros((7, 3))}, "x_test: expected examples of shape (2,) as in"),
+        (
+            {"x_train": np.diag(np.full(40, np.nan)), "x_test": np.zeros((7, 40))},
+            "x_train: expected finite numbers, got",
+        ),
+        ({"x_test": np.zeros((0, 5, 6, 3))}, "x_test: expected examples, got none"),
+        ({"y_train": np.arange(40) % 4 - 1}, "y_train: expected classes 0, 1, 2, …, got -1"),
+        ({"y_test": np.arange(7) / 2}, "y_test: expected classes 0, 1, 2, …, got 0.5"),
+        ({"y_train": np.array(["cat"] * 40)}, "y_train: expected classes 0, 1, 2, …, got <U3"),
+        ({"y_train": np.arange(40)}, "a tenth of y_train cannot be set apart: The"),
+    ],
+)
+def test_data_of_ones_own_that_cannot_be_used_are_one_line(changes, says, tmp_path):
+    with pytest.raises(ValueError, match=r"^dataset\.name: .*own\.npz: ") as caught:
+        load_dataset(written(tmp_path, **changes))
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and no more", b"text", None])
+def test_a_file_that_numpy_did_not_write_is_one_line(content, tmp_path):
+    path = tmp_path / "own.npz"
+    if content is None:
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))  # one array, not four
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"^dataset\.name: .*own\.npz: expected np\.savez's file of numbers, got"):
+        load_dataset(DatasetConfig(name=f"arrays:{path}"))
     for name in ("cifar10", "cifar100", "mnist", "fashion_mnist"):
         with pytest.raises(ValueError, match=r"is not in .* with --set dataset\.download=true"):
             load_dataset(DatasetConfig(name=name, root=str(tmp_path)))

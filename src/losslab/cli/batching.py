@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any, Literal
 
 import typer
@@ -13,9 +14,11 @@ from rich.markup import escape
 from rich.table import Column, Table
 from typer.core import TyperCommand
 
-from losslab.cli.terminal import Quiet, console, errors, stop_key
+from losslab.cli.terminal import Quiet, console, errors, seeds_table, stop_key
+from losslab.report import seeds
+from losslab.report.table import ABSENT
 from losslab.studies import batch as batches
-from losslab.studies.batch_file import read_batch
+from losslab.studies.batch_file import read_batch, together
 from losslab.studies.engine.following import RunRow
 from losslab.studies.engine.jobs import EngineOptions, Outcome
 from losslab.studies.engine.resources import available_cpus
@@ -25,7 +28,7 @@ FAILED, INTERRUPTED = 1, 130  # exit codes
 GIB = 1 << 30
 ALL = 0  # --parallel without a number
 COLORS = {"finished": "green", "skipped": "green", "running": "cyan", "failed": "red", "stopped": "yellow"}
-ABSENT = "—"
+ENDS, KEYS = ("run", "how", "test accuracy", "test loss", "seconds"), ("test_accuracy", "test_loss")
 TOP = ("running", "failed")  # states that are shown first
 MARGIN = 6  # lines of a terminal that are not rows
 
@@ -137,21 +140,25 @@ def progress_table(rows: Sequence[RunRow], room: int) -> Table:
 
 
 def _ends(outcomes: Sequence[Outcome]) -> Table:
-    """How each run ended."""
-    grid = Table(Column("run", no_wrap=True), "how", "test accuracy", "test loss", "steps", "seconds", "attempts")
-    for outcome in outcomes:
-        final = batches.final_row(outcome)
-        how = f"{outcome.status}: diverged" if final.get("status") == "diverged" else outcome.status
-        grid.add_row(
-            escape(outcome.name),
-            f"[{COLORS[outcome.status]}]{how}[/]",
-            _number(final.get("test_accuracy"), ".2%"),
-            _number(final.get("test_loss"), ".4g"),
-            _number(final.get("step"), "d"),
-            _number(outcome.seconds, ".1f"),
-            str(outcome.attempts),
-        )
+    """How each run ended; of an entry with `seeds` all together: mean ± standard deviation, the median of seconds."""
+    grid = seeds_table(ENDS)
+    for name, group in together(outcomes).items():
+        finals = [final for outcome in group if (final := batches.final_row(outcome))]
+        accuracies, losses = ([final[key] for final in finals if key in final] for key in KEYS)
+        seconds = f"{median(outcome.seconds for outcome in group):.1f}"
+        grid.add_row(escape(name), _how(group), seeds.mean_accuracy(accuracies), seeds.mean(losses), seconds)
     return grid
+
+
+def _how(group: Sequence[Outcome]) -> str:
+    """Each way to end, with the number of runs where there are several; how often the worst of them was started."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for outcome in group:
+        diverged = batches.final_row(outcome).get("status") == "diverged"
+        counts["diverged" if diverged else outcome.status, COLORS[outcome.status]] += 1
+    several, attempts = len(group) > 1, max(outcome.attempts for outcome in group)
+    lines = [f"[{color}]{f'{count} ' * several}{how}[/]" for (how, color), count in counts.items()]
+    return "\n".join([*lines, *([f"{attempts} attempts"] * (attempts > 1))])
 
 
 def _number(value: float | None, form: str) -> str:

@@ -24,6 +24,8 @@ from losslab.studies.tensorboard import FOLDER, TensorBoard
 from losslab.studies.train import train as run_training
 from losslab.studies.tune import TuneOptions, tune
 
+TRIALS = 20  # of a search for which no other number is given
+
 
 def train(
     context: typer.Context,  # holds all flags by their names in `FLAGS` and `SWITCHES`, and what is none
@@ -60,7 +62,7 @@ def train(
         bool,
         typer.Option("--tune-hyperparams", help="Search its settings first; the folder then holds tuning/ and best/."),
     ] = False,
-    n_trials: Annotated[int, typer.Option(min=1, help="Of that search; see `losslab tune`.")] = 20,
+    n_trials: Annotated[int | None, typer.Option(min=1, help="Of that search, default 20; see `losslab tune`.")] = None,
     include_theoretical_fixes: Annotated[
         bool, typer.Option("--include-theoretical-fixes", help="Search TALT's eight fixes too, each on or off.")
     ] = False,
@@ -85,11 +87,12 @@ def train(
     given = [*flag_assignments({flag: context.params[flag] for flag in (*FLAGS, *SWITCHES)}), *(changes or ())]
     settings = _settings(config or config_file, given, output if resume else None)
     path = output or Path("runs") / settings.name
-    if include_theoretical_fixes and not tune_hyperparams:
-        raise ConfigError("--include-theoretical-fixes: it widens a search; add --tune-hyperparams, or leave it out")
+    for flag, wanted in (("--include-theoretical-fixes", include_theoretical_fixes), ("--n-trials", n_trials)):
+        if wanted and not tune_hyperparams:
+            raise ConfigError(f"{flag}: it is of a search; add --tune-hyperparams, or leave it out")
     if tune_hyperparams:
         space = space_of(settings.optimizer.name, settings.schedule.name, with_fixes=include_theoretical_fixes)
-        settings = _tuned(settings, path / "tuning", space, n_trials, quiet)
+        settings = _tuned(settings, path / "tuning", space, n_trials or TRIALS, quiet)
         path = path / "best"
     with Ranks.joined() as ranks, progress_bar(quiet or ranks.rank > 0) as bar:
         live = LiveTraining(bar, batch_size=settings.dataset.batch_size, epochs=settings.training.epochs)
@@ -128,6 +131,8 @@ def _settings(config: str | None, given: Iterable[str], resumed: Path | None) ->
         return from_assignments(given)
     if resumed is not None and RunFolder(resumed).is_run():
         return make_config(RunFolder(resumed).config, source=str(resumed / "config.json"))
+    if resumed is not None:
+        raise ConfigError(f"--resume: {resumed}: no run there; give its folder, or a configuration to begin one")
     raise ConfigError(
         "config: expected a configuration's name or file, or flags such as --architecture, --dataset and --optimizer, "
         "got none; `losslab list` names them"

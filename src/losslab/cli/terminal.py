@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,11 +11,11 @@ import typer
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from losslab.probes.base import Probe, ProbeResult
-from losslab.report import contents, page, table, talt_page
+from losslab.report import contents, page, seeds, table, talt_page
 from losslab.report.talt_rows import is_watched
 from losslab.status import StopRequested
 
@@ -123,8 +123,14 @@ def finish(folder: Path) -> None:
 
 
 def _summary(folder: Path) -> None:
-    """The report's table on the terminal: a column a run, so that it fits."""
+    """The report's table on the terminal: a column a run, so that it fits; of many runs a row for all seeds of one."""
     found = contents.read(folder)
+    if len(found.runs) > page.MANY:
+        grid = seeds_table(seeds.HEAD)
+        for row in seeds.rows(found.runs):
+            grid.add_row(*map(escape, row))
+        console.print(grid)
+        return
     grid = Table("", *(escape(run.name) for run in found.runs))
     for column in table.COLUMNS:
         cells = [column.cell(run) for run in found.runs]
@@ -133,6 +139,11 @@ def _summary(folder: Path) -> None:
     for pair in found.pairs:
         grid.add_row(escape(f"barrier {pair.name}"), table.number(pair.get("interpolation.barrier")))
     console.print(grid)
+
+
+def seeds_table(head: Sequence[str]) -> Table:
+    """A row for all seeds of a run: long names are folded, so that no number is cut off."""
+    return Table(Column(head[0], overflow="fold"), *(Column(title, no_wrap=True) for title in head[1:]))
 
 
 def cell_text(cell: table.Cell) -> str:

@@ -2,23 +2,27 @@
 
 import base64
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from losslab.report import matplotlib_backend, plotly_backend
+from losslab.report import matplotlib_backend, plotly_backend, seeds
 from losslab.report.chart import Chart
 from losslab.report.charts import charts as charts_of
 from losslab.report.contents import PROBES, Contents, Pair, Run, read
 from losslab.report.table import ABSENT, COLUMNS, Cell, number, percent
 from losslab.status import Status
+from losslab.studies.batch_file import together
 from losslab.studies.record import write_atomically
 
+MANY = 6  # runs: of more, sentences give the number in place of the names
 MAX_SOLID = 6  # browsers keep about 16 WebGL contexts, of which plotly takes up to two for each surface
 
 
@@ -69,6 +73,8 @@ def render(contents: Contents, charts: list[Chart], images: Path) -> str:
         summary=summary(contents),
         columns=COLUMNS,
         rows=rows,
+        seeds=seeds,
+        over_seeds=seeds.rows(contents.runs) if have_seeds(contents.runs) else [],
         remarks=remarks(rows),
         absent=absent(contents),
         barriers=[(pair, barrier_cells(pair)) for pair in interpolated(contents)],
@@ -108,6 +114,13 @@ def _reached(runs: list[Run]) -> str:
     opening = f"{len(runs)} runs" if len(runs) > 1 else f"One run, {runs[0].name}"
     if not finals:
         return f"{opening}, not trained to the end yet"
+    if have_seeds(runs):
+        groups = together(run for run in runs if run.name in finals)
+        accuracies = {name: seeds.finals(group, "test_accuracy") for name, group in groups.items()}
+        name = max(accuracies, key=lambda name: float(np.mean(accuracies[name])))
+        return (
+            f"{opening}; over its seeds {name} has the best mean test accuracy, {seeds.mean_accuracy(accuracies[name])}"
+        )
     best = max(finals, key=lambda name: finals[name]["test_accuracy"])
     accuracy = percent(finals[best]["test_accuracy"])
     if len(runs) == 1:
@@ -138,6 +151,11 @@ def _highest_barrier(pairs: list[Pair]) -> str:
     return f"the highest barrier on a straight line, {height}, lies between {highest.first} and {highest.second}"
 
 
+def have_seeds(runs: Sequence[Run]) -> bool:
+    """Whether some of the runs differ in their seed alone."""
+    return len(together(runs)) < len(runs)
+
+
 def remarks(rows: list[tuple[str, list[Cell]]]) -> list[str]:
     """One sentence for each number that is not to be taken at its word; equal reasons of a run share one."""
     found: dict[tuple[str, str], list[str]] = {}
@@ -145,7 +163,14 @@ def remarks(rows: list[tuple[str, list[Cell]]]) -> list[str]:
         for column, cell in zip(COLUMNS, cells, strict=True):
             if cell.suspect:
                 found.setdefault((name, cell.reason), []).append(column.title)
-    return [f"{name}, {', '.join(titles)}: {reason}." for (name, reason), titles in found.items()]
+    alike: dict[tuple[str, str], list[str]] = {}
+    for (name, reason), titles in found.items():
+        alike.setdefault((", ".join(titles), reason), []).append(name)
+    return [f"{_named(names)}, {titles}: {reason}." for (titles, reason), names in alike.items()]
+
+
+def _named(runs: Sequence[str]) -> str:
+    return ", ".join(runs) if len(runs) <= MANY else f"{len(runs)} runs"
 
 
 def absent(contents: Contents) -> list[str]:
@@ -155,9 +180,10 @@ def absent(contents: Contents) -> list[str]:
         "test accuracy": [run.name for run in contents.runs if run.final is None],
     }
     lacking |= {probe: [run.name for run in contents.runs if probe not in run.probes] for probe in PROBES}
-    sentences = [f"No {part} in the folder for {', '.join(runs)}." for part, runs in lacking.items() if runs]
+    sentences = [f"No {part} in the folder for {_named(runs)}." for part, runs in lacking.items() if runs]
     pairs = len(contents.runs) * (len(contents.runs) - 1) // 2
-    if contents.is_study and len(interpolated(contents)) < pairs:
+    expected = contents.pairs or len(contents.runs) <= MANY  # a batch's runs are no solutions to be joined
+    if contents.is_study and expected and len(interpolated(contents)) < pairs:
         sentences.append(f"{len(interpolated(contents))} of {pairs} pairs of runs were interpolated.")
     return sentences
 

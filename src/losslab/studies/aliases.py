@@ -109,7 +109,7 @@ def settings(flags: Mapping[str, Any]) -> dict[str, Any]:
             advice = suggestion(name, [flag.replace("_", "-") for flag in (*FLAGS, *SWITCHES)])
             raise ConfigError(f"--{name}: no such flag, {advice}; every setting has --set a.b=c")
         if plain in SWITCHES:
-            implied |= _switched(name, value, SWITCHES[plain])
+            implied |= _switched(name, value, SWITCHES[plain], flags.get("optimizer"))
         elif value is not None:
             found[FLAGS[plain]] = _value(FLAGS[plain], value)
     if (optimizer := str(found.get("optimizer.name"))) in VARIANTS:
@@ -117,7 +117,11 @@ def settings(flags: Mapping[str, Any]) -> dict[str, Any]:
     return {**implied, **found}
 
 
-def _switched(name: str, value: Any, settings: dict[str, Any]) -> dict[str, Any]:
+def _switched(name: str, value: Any, settings: dict[str, Any], optimizer: str | None) -> dict[str, Any]:
+    if value and optimizer is not None and plain_name(str(optimizer)) not in ("talt", *VARIANTS):
+        raise ConfigError(
+            f"--{name.replace('_', '-')}: expected optimizer talt, got {optimizer}; leave one of them out"
+        )
     if value is not None and not isinstance(value, bool):
         raise ConfigError(f"--{name}: expected true or false, got {shown(value)}")
     return settings if value else {}

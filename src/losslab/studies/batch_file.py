@@ -1,9 +1,10 @@
 """A batch file: many configurations in one, and every broken entry by its place and field. Needs no torch."""
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from losslab.studies.aliases import flag_assignments
 from losslab.studies.config import make_config
@@ -12,6 +13,14 @@ from losslab.studies.schedule_section import named
 from losslab.studies.sections import RunConfig, suggestion
 
 KEYS = {"runs": ("description", "defaults", "runs"), "experiments": ("description", "experiments")}
+
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+Named = TypeVar("Named", bound=_Named)
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,14 @@ def read_batch(path: str | Path) -> Batch:
         except ConfigError as error:
             problems += str(error).splitlines()
     return Batch(str(values.get("description", "")), tuple(sound), tuple(problems))
+
+
+def together(runs: Iterable[Named]) -> dict[str, list[Named]]:
+    """Runs under the names of the entries that they were made of by `seeds`; any other under its own."""
+    groups: dict[str, list[Named]] = {}
+    for run in runs:
+        groups.setdefault(re.sub(r"(?<=.)-seed\d+$", "", run.name), []).append(run)
+    return groups
 
 
 def _plain(entry: Any, form: str, source: str) -> dict[str, Any]:

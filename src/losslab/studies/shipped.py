@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import losslab
+from losslab.studies.config_file import ConfigError
+from losslab.studies.sections import suggestion
 
 
 def shipped_configs(kind: str = "") -> dict[str, Path]:
@@ -20,5 +22,12 @@ def shipped_configs(kind: str = "") -> dict[str, Path]:
 
 
 def find_config(name_or_path: str, kind: str = "") -> Path:
-    """A shipped configuration by its name, or any other by its path."""
-    return shipped_configs(kind).get(name_or_path, Path(name_or_path))
+    """A shipped configuration by its name, or any other by its path.
+
+    Raises:
+        ConfigError: It is neither a file nor written like one's name.
+    """
+    known, path = shipped_configs(kind), Path(name_or_path)
+    if name_or_path not in known and not path.suffix and not path.exists():
+        raise ConfigError(f"{name_or_path}: no such file or shipped configuration, {suggestion(name_or_path, known)}")
+    return known.get(name_or_path, path)

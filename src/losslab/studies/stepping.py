@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
+from losslab.optim.homotopy.buffers import kept_buffers
 from losslab.ranks import Ranks
 from losslab.studies.evaluation import num_correct
 from losslab.studies.monitor import gradient_norm
@@ -68,12 +69,17 @@ class Stepper:
         """The optimizer's step; False where it broke down on a gradient that is not finite."""
         try:
             if self.twice:  # the optimizer asks for the gradient at a second point
-                self.optimizer.step(lambda: self._gradient(inputs, targets)[0])
+                self.optimizer.step(lambda: self._uphill(inputs, targets))
             else:
                 self.optimizer.step()
         except torch.linalg.LinAlgError:  # eigenvalues of NaN
             return False
         return True
+
+    def _uphill(self, inputs: Tensor, targets: Tensor) -> float:
+        """The gradient at SAM's second point. BatchNorm's statistics are the first one's, as in its authors' code."""
+        with kept_buffers(self.model):
+            return self._gradient(inputs, targets)[0]
 
     def _gradient(self, inputs: Tensor, targets: Tensor) -> tuple[float, float]:
         """Leave the gradient of the batch's mean loss in `.grad`; this process's summed loss and correct examples."""

@@ -69,7 +69,7 @@ class Training:
         self.bare = build_optimizer(config.optimizer, self.network)
         model, self.optimizer = fabric.setup(self.network, self.bare)
         self.model = model
-        self.judged = Judged(self.network, self.bare, config.training.ema)
+        self.judged = Judged(self.network, self.bare, config.training.ema, self.batches)
         self.stepper = Stepper(fabric, model, self.optimizer, config.training)
         every = config.training.monitor_talt
         self.talt = TALTMonitor(self.bare, self.network.named_parameters(), every) if every else None

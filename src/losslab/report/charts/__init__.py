@@ -25,6 +25,7 @@ from losslab.report.charts.spectrum import density, spectrum
 from losslab.report.charts.training import training
 from losslab.report.charts.trajectory import trajectory
 from losslab.report.contents import Contents
+from losslab.studies.batch_file import together
 
 # In the page's order.
 FIGURES = (
@@ -54,5 +55,6 @@ FIGURES = (
 
 def charts(contents: Contents) -> list[Chart]:
     """All pictures that the folder's records allow, in the page's order."""
-    colours = {run.name: colour(index) for index, run in enumerate(contents.runs)}
+    groups = enumerate(together(contents.runs).values())
+    colours = {run.name: colour(index) for index, group in groups for run in group}
     return [chart for figure in FIGURES for chart in figure(contents, colours)]

@@ -106,7 +106,7 @@ def measured(
         machine=_machine(layout, plan),
         failures=tuple(failures),
         contenders=tuple(contenders),
-        pairs=tuple(_pairs(contenders, baseline)),
+        pairs=tuple(pairings(contenders, baseline)),
     )
     against = [pair for pair in found.pairs if pair.second == baseline]
     return dataclasses.replace(found, verdicts=tuple(verdict(found, pair) for pair in against))
@@ -192,7 +192,7 @@ def _median(times: Sequence[float]) -> statistics.Estimate:
     return statistics.median_estimate(known) if len(known) > 1 else UNKNOWN
 
 
-def _pairs(contenders: Sequence[Contender], baseline: str) -> list[Pairing]:
+def pairings(contenders: Sequence[Contender], baseline: str) -> list[Pairing]:
     """Each two optimizers, the baseline always second; the p-values corrected over all of them."""
     couples = [
         (second, first) if first.name == baseline else (first, second)

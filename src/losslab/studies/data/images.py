@@ -1,5 +1,6 @@
 """Images: the digits that scikit-learn ships, torchvision's data sets, and arrays of one's own."""
 
+import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from losslab.studies.data.download import download
 from losslab.studies.data.splits import SPLIT_SEED, Dataset, Split
 from losslab.studies.sections import DatasetConfig
 from losslab.studies.vision import torchvision
+
+ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
 
 def digits(config: DatasetConfig) -> Dataset:
@@ -71,19 +74,52 @@ def arrays(config: DatasetConfig) -> Dataset:
     path = Path(config.name.partition(":")[2])
     if not path.is_file():
         raise ValueError(f"dataset.name: {path} is not there; expected arrays:FILE.npz with x_train, y_train, …")
-    with np.load(path, allow_pickle=False) as stored:
-        missing = {"x_train", "y_train", "x_test", "y_test"} - set(stored.files)
-        if missing:
-            raise ValueError(f"dataset.name: {path} lacks {', '.join(sorted(missing))}")
-        parts = {name: stored[name] for name in ("x_train", "y_train", "x_test", "y_test")}
+    parts = _stored(path)
     for half in ("train", "test"):
         examples, labels = parts[f"x_{half}"], parts[f"y_{half}"]
-        if labels.shape != examples.shape[:1]:
-            raise ValueError(
-                f"dataset.name: {path}: expected one class for each of {len(examples)} examples in y_{half}, "
-                f"got shape {labels.shape}"
-            )
-    return from_arrays(parts["x_train"], parts["y_train"], parts["x_test"], parts["y_test"])
+        problem = _wrong_examples(examples, parts["x_train"].shape[1:]) or _wrong_labels(labels, len(examples))
+        if problem:
+            raise ValueError(f"dataset.name: {path}: {problem.format(half)}")
+    try:
+        return from_arrays(*(parts[name] for name in ARRAYS))
+    except ValueError as error:  # scikit-learn's: fewer examples than it takes
+        raise ValueError(f"dataset.name: {path}: a tenth of y_train cannot be set apart: {error}") from None
+
+
+def _stored(path: Path) -> dict[str, np.ndarray]:
+    """The four arrays of a file; nothing is unpickled."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            found = {name: stored[name] for name in ARRAYS if name in stored.files}
+    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:  # a pickle, one array, no zip
+        raise ValueError(f"dataset.name: {path}: expected np.savez's file of numbers, got another ({error})") from None
+    if missing := set(ARRAYS) - set(found):
+        raise ValueError(f"dataset.name: {path} lacks {', '.join(sorted(missing))}")
+    return found
+
+
+def _wrong_examples(examples: np.ndarray, shape: tuple[int, ...]) -> str:
+    """What is wrong with a half's examples, "{}" for its name; empty where nothing is."""
+    if not examples.ndim or not len(examples):
+        return "x_{}: expected examples, got none"
+    if examples.shape[1:] != shape:
+        return f"x_{{}}: expected examples of shape {shape} as in x_train, got {examples.shape[1:]}"
+    if examples.dtype.kind not in "uifb":
+        return f"x_{{}}: expected numbers, got {examples.dtype}"
+    if len(bad := np.flatnonzero(~np.isfinite(examples.reshape(len(examples), -1)).all(axis=1))):
+        return f"x_{{}}: expected finite numbers, got others in example {bad[0]}"
+    return ""
+
+
+def _wrong_labels(labels: np.ndarray, examples: int) -> str:
+    """The same of its labels."""
+    if labels.shape != (examples,):
+        return f"expected one class for each of {examples} examples in y_{{}}, got shape {labels.shape}"
+    if labels.dtype.kind not in "uif":
+        return f"y_{{}}: expected classes 0, 1, 2, …, got {labels.dtype}"
+    if len(bad := labels[(labels < 0) | (labels != np.floor(labels))]):
+        return f"y_{{}}: expected classes 0, 1, 2, …, got {bad[0]}"
+    return ""
 
 
 def from_arrays(x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> Dataset:
