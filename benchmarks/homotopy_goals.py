@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from homotopy_methods import DEFAULT, EXAMPLES, FREQUENCY, METHODS
+from homotopy_methods import DEFAULT, EXAMPLES, FREQUENCY
 from homotopy_study import NEAR, Study, Width, ratio_estimate, width
 from homotopy_text import between, interval, percent
 from homotopy_times import Cost, known, name_of
@@ -42,8 +42,8 @@ def goals_of(study: Study, ask: Callable[[Callable[[], Any]], Any]) -> Goals | N
     """From what is in the cache; None before there is a grid."""
     horizon = study.horizons[0]
     rival = ask(lambda: study.rival(horizon))
-    means = ask(lambda: {name: study.grid(name, horizon).mean(0) for name in METHODS})
-    if means is None or rival is None:
+    means = ask(lambda: {name: study.grid(name, horizon).mean(0) for name in study.methods(horizon)})
+    if means is None or rival is None or DEFAULT not in means:
         return None
     best = min(float(losses.min()) for losses in means.values())
 

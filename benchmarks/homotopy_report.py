@@ -75,8 +75,9 @@ def page(studies: Sequence[Study]) -> list[str]:
 
 def grid_lines(study: Study, horizon: int) -> list[str]:
     """Mean losses over the tuning seeds, and the ranges of η₀."""
-    means = {name: study.grid(name, horizon).mean(0) for name in METHODS}
-    counts = {len(study.grid(name, horizon)) for name in METHODS}
+    names = study.methods(horizon)
+    means = {name: study.grid(name, horizon).mean(0) for name in names}
+    counts = {len(study.grid(name, horizon)) for name in names}
     overall = min(float(losses.min()) for losses in means.values())
     rows = []
     for name, losses in means.items():
@@ -84,7 +85,9 @@ def grid_lines(study: Study, horizon: int) -> list[str]:
         all_of = width(study.rates, losses, 1.05 * overall, study.worst())
         rows.append([name, *(said(loss, ".3g") for loss in losses), between(own), between(all_of)])
     head = ["validation loss at η₀ =", *(f"{lr:.3g}" for lr in study.rates), "within 5 % of its best", "of the best"]
-    return [f"Means over {between_counts(counts)} tuning seeds.", "", *markdown(head, rows), ""]
+    left = ", ".join(name for name in METHODS if name not in names)
+    said_of = f" Not done with the rule as it is: {left}." if left else ""
+    return [f"Means over {between_counts(counts)} tuning seeds.{said_of}", "", *markdown(head, rows), ""]
 
 
 def between_counts(counts: set[int]) -> str:

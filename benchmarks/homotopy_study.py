@@ -158,10 +158,29 @@ class Study:
 
     # -- fresh seeds ----------------------------------------------------------------------------------------
 
+    def methods(self, horizon: int) -> list[str]:
+        """Those whose grid is there, or may be made.
+
+        Raises:
+            Missing: Of none.
+        """
+        found, missing = [], Missing("")
+        for name in METHODS:
+            try:
+                self.grid(name, horizon)
+                found.append(name)
+            except Missing as error:
+                missing = error
+        if not found:
+            raise missing
+        return found
+
     def contenders(self, horizon: int) -> list[str]:
         """Those that fresh seeds are spent on: of the warm-ups and of the fractions only the best."""
-        spared = {*WARMED, *FRACTIONS} - {self.chosen(WARMED, horizon), self.chosen(FRACTIONS, horizon)}
-        return [name for name in METHODS if name not in spared]
+        names = self.methods(horizon)
+        alike = [[name for name in names if name in some] for some in (WARMED, FRACTIONS)]
+        kept = {self.chosen(some, horizon) for some in alike if some}
+        return [name for name in names if name in kept or name not in {*WARMED, *FRACTIONS}]
 
     def final_runs(self, method: str, horizon: int) -> list[Run]:
         """A method at its best η₀."""

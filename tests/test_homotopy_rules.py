@@ -195,6 +195,32 @@ def test_the_stable_rule_along_a_way():
     assert rule.curvature == pytest.approx(0.4)
 
 
+def test_an_adaptive_optimizer_survives_one_sharp_batch():
+    """With fixed P the peak counts at once; else the median of three."""
+    options = HomotopyOptions(warmup_steps=0, fraction=0.4, ema=0.5)
+    found = {}
+    for adaptive in (False, True):
+        rule, found[adaptive] = RateRule(options, limit=2.0, adaptive=adaptive), []
+        for number in (4.0, 64.0, 4.0, 32.0, 16.0, 16.0):
+            rule.take(curved(number))
+            found[adaptive].append(rule.curvature)
+        rule.advance(1.0, 0)
+        assert rule.at(1) == pytest.approx(rule.target(1.0) / rule.curvature)
+    # medians: 4, 32, 16, 16; peaks are forgotten by half, of the logarithm
+    assert found[False] == pytest.approx([4, 64, 16, 32, 2**4.5, 2**4.25])
+    assert found[True] == pytest.approx([NAN, NAN, 4, 32, 2**4.5, 2**4.25], nan_ok=True)
+
+
+def test_the_last_estimates_are_saved():
+    one, two = (RateRule(HomotopyOptions(), limit=2.0, adaptive=True) for _ in range(2))
+    for number in (4.0, 64.0):
+        one.take(curved(number))
+    two.load_state_dict(one.state_dict())
+    for rule in (one, two):
+        rule.take(curved(50.0))
+    assert two.curvature == one.curvature == 50.0
+
+
 def test_the_founders_rule_along_a_way():
     """The κ are averaged, their percentile is of the κ themselves; a zero gradient stops, and does not stall."""
     options = HomotopyOptions(rule="seed", ema=0.5, target_percentile=0.5)

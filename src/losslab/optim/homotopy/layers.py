@@ -16,7 +16,7 @@ from losslab.optim.homotopy.curvature import Curvature, CurvatureEstimator, trai
 from losslab.optim.homotopy.given_loss import given, whole_graph
 from losslab.optim.homotopy.layer_curvature import LayerCurvature, Method, together
 from losslab.optim.homotopy.options import HomotopyOptions
-from losslab.optim.homotopy.preconditioner import bare, inverse_root, leading, limit, ready
+from losslab.optim.homotopy.preconditioner import adaptive, bare, inverse_root, leading, limit, ready
 from losslab.optim.homotopy.rate import RateRule
 from losslab.optim.homotopy.regroup import layer_of, regrouped
 from losslab.optim.homotopy.rules import is_due
@@ -132,9 +132,10 @@ class PerLayerHomotopyLR(LRScheduler):
 
     def _name(self, optimizer: Optimizer) -> None:
         """Layers for groups that have none yet."""
+        follows = adaptive(optimizer)
         for index, group in enumerate(optimizer.param_groups[len(self._names) :], start=len(self._names)):
             self._names.append(layer_of(group, index))
-            self.rules.setdefault(self._names[-1], RateRule(self.options, math.nan))
+            self.rules.setdefault(self._names[-1], RateRule(self.options, math.nan, adaptive=follows))
 
     def _adopt(self) -> None:
         """Rates for groups that have been added since the last step."""

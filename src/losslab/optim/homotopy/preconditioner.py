@@ -40,12 +40,16 @@ def limit(optimizer: Optimizer) -> float:
     return min((number for number in limits if not math.isnan(number)), default=math.nan)
 
 
-def ready(optimizer: Optimizer) -> bool:
-    """Whether its preconditioner is known: an adaptive one's is from its first step on."""
+def adaptive(optimizer: Optimizer) -> bool:
+    """Whether its preconditioner follows the gradients it meets."""
     optimizer = bare(optimizer)
     rule = rule_of(optimizer)
-    needs_state = isinstance(optimizer, TALT) or (rule is not None and not rule.stateless)
-    return not needs_state or any(optimizer.state.values())
+    return isinstance(optimizer, TALT) or (rule is not None and not rule.stateless)
+
+
+def ready(optimizer: Optimizer) -> bool:
+    """Whether its preconditioner is known: an adaptive one's is from its first step on."""
+    return not adaptive(optimizer) or any(bare(optimizer).state.values())
 
 
 def inverse_root(optimizer: Optimizer, parameters: Tensors) -> Root:

@@ -1,12 +1,18 @@
 """Where one rate stands on its way: what it has seen of the curvature, how far it has risen, what it may be next."""
 
 import math
+import statistics
 from typing import Any
 
 from losslab.optim.homotopy.curvature import Curvature
 from losslab.optim.homotopy.options import HomotopyOptions
 from losslab.optim.homotopy.percentile import P2Percentile, WindowedPercentile
 from losslab.optim.homotopy.rules import averaged, decayed, followed, risen, seed_factor, stable_rate
+
+# An adaptive preconditioner answers an overshoot: v̂ rises with the gradient, and P⁻¹H falls. So one sharp batch is
+# survived, and one estimate says little: where few gradients were met so far, or hardly any but zeros, λ is a hundred
+# times that of the next step, and more. So the median of three counts; benchmarks/homotopy_adaptive.py compares.
+RECENT = 3
 
 
 class RateRule:
@@ -15,14 +21,17 @@ class RateRule:
     Args:
         options: The rule and its numbers.
         limit: The η·λ at which a quadratic diverges; NaN where it is not known.
+        adaptive: Whether the optimizer's preconditioner follows the gradients.
 
     Attributes:
-        curvature: What is reckoned with: κ averaged, or with "stable" the λ followed; NaN before the first.
+        curvature: What is reckoned with: κ averaged, or with "stable" the λ followed; NaN before the first, with an
+            adaptive optimizer before the third.
         rate: η before the decay; NaN before the first step.
     """
 
-    def __init__(self, options: HomotopyOptions, limit: float) -> None:
-        self.options, self.limit = options, limit
+    def __init__(self, options: HomotopyOptions, limit: float, *, adaptive: bool = False) -> None:
+        self.options, self.limit, self.adaptive = options, limit, adaptive
+        self.recent: list[float] = []
         self.curvature, self.rate = math.nan, math.nan
         level, window = options.target_percentile, options.target_window
         self.percentile = P2Percentile(level) if window == "p2" else WindowedPercentile(level, window)
@@ -31,7 +40,10 @@ class RateRule:
         """Take an estimate into account."""
         memory = self.options.ema
         if self.options.rule == "stable":
-            self.curvature = followed(self.curvature, found.hessian_norm, memory)
+            count = RECENT if self.adaptive else 1
+            self.recent = [*self.recent, found.hessian_norm][-count:]
+            if len(self.recent) == count:
+                self.curvature = followed(self.curvature, statistics.median(self.recent), memory)
             return
         self.curvature = averaged(self.curvature, found.kappa, memory)
         if math.isfinite(found.kappa):
@@ -79,9 +91,10 @@ class RateRule:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {"curvature": self.curvature, "rate": self.rate, "percentile": self.percentile.state_dict()}
+        own = {"curvature": self.curvature, "recent": list(self.recent), "rate": self.rate}
+        return {**own, "percentile": self.percentile.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
-        self.curvature, self.rate = state["curvature"], state["rate"]
+        self.curvature, self.recent, self.rate = state["curvature"], list(state["recent"]), state["rate"]
         self.percentile.load_state_dict(state["percentile"])

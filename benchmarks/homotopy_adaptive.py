@@ -1,0 +1,63 @@
+"""May an optimizer whose preconditioner adapts pass over a single sharp batch?  May another?
+
+    python benchmarks/homotopy_adaptive.py --data FOLDER --output benchmarks/results/homotopy_adaptive.md
+
+The MLP on MNIST of homotopy.py with the rule "stable", each optimizer as it is and taken for the other kind. For one
+that is taken for adaptive the median of its last three estimates counts; for another the largest, from the first on.
+"""
+
+import argparse
+import statistics
+import warnings
+from pathlib import Path
+
+import torch
+from homotopy_methods import DEFAULT, METHODS
+from homotopy_runs import Run, Training
+from homotopy_tasks import TASKS
+from homotopy_text import said
+from table import machine, markdown, publish
+
+RATES = {"adamw": (0.01, 0.0316, 0.1, 0.316, 1.0), "momentum": (0.316, 1.0, 3.16, 10.0, 31.6)}
+
+
+def final_loss(optimizer: str, adaptive: bool, lr: float, seed: int, data: Path, steps: int) -> float:
+    """Validation loss at the end of one run; infinite where it diverged."""
+    run = Run("mnist", optimizer, {"lr": lr, **METHODS[DEFAULT]}, seed, steps)
+    training = Training(run, TASKS["mnist"].data(data), torch.device("cpu"))
+    training.scheduler.rule.adaptive = adaptive
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "HomotopyLR: curvature that is not finite")
+        while training.steps < steps and not training.diverged:
+            training.step()
+    return training.record()["loss"]
+
+
+def table(data: Path, seeds: int, steps: int) -> list[str]:
+    """A row for each optimizer and what it is taken for; the η₀ are in the cells."""
+    rows = []
+    for optimizer, rates in RATES.items():
+        for adaptive in (True, False):
+            cells = []
+            for lr in rates:
+                losses = [final_loss(optimizer, adaptive, lr, seed, data, steps) for seed in range(seeds)]
+                cells.append(f"{lr:g}: {said(statistics.mean(losses), '.3f')} ({said(max(losses), '.3f')})")
+            rows.append([optimizer, "adaptive" if adaptive else "of fixed P", *cells])
+    return markdown(("optimizer", "taken for", *["η₀: loss (worst)"] * 5), rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with mnist.npz")
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=TASKS["mnist"].horizon)
+    parser.add_argument("--output", type=Path, help="file to write the page to, as well")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    about = f"- validation loss after {args.steps} steps; mean, and the worst of {args.seeds} seeds"
+    lines = ["# What adaptive optimizers bear", "", *machine(("losslab", "torch")), about, ""]
+    publish([*lines, *table(args.data, args.seeds, args.steps)], args.output)
+
+
+if __name__ == "__main__":
+    main()
