@@ -65,10 +65,8 @@ def test_on_sgd_it_is_talt():
     first, second = network(), network()
     improved = ImprovedTALTOptimizer(first, torch.optim.SGD, lr=0.02)
     plain = TALT(second.parameters(), 0.02)
-    for group in (plain.param_groups[0],):
-        head = [second[4].weight, second[4].bias, second[0].bias, second[2].bias]
-        group["params"] = [second[0].weight, second[2].weight]
-        plain.add_param_group({"params": head, "structure": "diagonal"})
+    plain.param_groups[0]["params"] = [second[index].weight for index in (0, 2, 4)]
+    plain.add_param_group({"params": [second[index].bias for index in (0, 2, 4)], "structure": "diagonal"})
     inputs, targets = examples()
     for _ in range(15):
         improved.step(cross_entropy, inputs, targets)

@@ -44,7 +44,7 @@ class ImprovedTALTOptimizer(Optimizer):
     Its `param_groups` are the base optimizer's, so that learning-rate schedules and `zero_grad` work on it.
 
     Args:
-        model: Its hidden weights get eigenspaces, the rest is treated as by Adam (`talt_param_groups`).
+        model: Its matrices and kernels get eigenspaces, the rest is treated as by Adam (`talt_param_groups`).
         base_optimizer: Takes parameters and `lr`, such as `torch.optim.SGD`; it steps along TALT's updates.
         lr: The base optimizer's, on AdamW's scale with SGD.
         betas: How much of the averages of the gradient and of its square is kept.

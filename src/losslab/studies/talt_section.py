@@ -21,7 +21,7 @@ class TALTConfig(Section):
     Null stands for infinity, which JSON has not: no clipping, no upper threshold.
 
     Attributes:
-        structure: Of hidden matrices and kernels; everything else is "diagonal" (`talt_param_groups`).
+        structure: Of matrices and kernels; embeddings, biases and gains are "diagonal" (`talt_param_groups`).
     """
 
     structure: Literal["auto", "kronecker", "lowrank", "polar", "diagonal"] = "auto"
