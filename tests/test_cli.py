@@ -18,6 +18,7 @@ from losslab.probes import PROBES
 from losslab.studies.demo import RUNS
 from losslab.studies.devices import find_device
 from losslab.studies.record import RunFolder
+from losslab.studies.shipped import purpose, shipped_configs
 
 TRAIN = ["--set", "training.epochs=1", "--set", "model.width=4", "--set", "probes.examples=64", "--quiet"]
 
@@ -56,6 +57,9 @@ def test_list_names_every_table(runner):
     output = runner.invoke(cli.app, ["list"]).output
     for name in ("spectrum", "interpolation", "simple_cnn", "digits", "sgd_momentum"):
         assert name in output
+    for kind, rows in {"configuration": shipped_configs(), "comparison": shipped_configs("compare")}.items():
+        assert [line.split()[3] for line in output.splitlines() if line.startswith(f"│ {kind} ")] == list(rows)
+        assert all(purpose(path)[-1] in ".?" for path in rows.values())  # a whole sentence
 
 
 def test_probe_writes_what_it_prints(trained, runner):

@@ -15,11 +15,11 @@ from losslab.report.comparison import read
 from losslab.report.comparison_table import remarks
 from losslab.status import Status, StopRequested
 from losslab.studies.compare import protocol
-from losslab.studies.compare.measured import baseline_of
+from losslab.studies.compare.measured import SeedRun, baseline_of
 from losslab.studies.compare.plan import load_plan, make_plan
 from losslab.studies.compare.protocol import compare
 from losslab.studies.compare.result import UNKNOWN, Comparison, Contender, Pairing, load
-from losslab.studies.compare.statistics import Estimate, smallest_p
+from losslab.studies.compare.statistics import Estimate, holm, smallest_p
 from losslab.studies.compare.verdict import target_in_words, verdict
 from losslab.studies.config import apply
 from losslab.studies.config_file import ConfigError
@@ -68,6 +68,7 @@ def values(**changes) -> dict:
         ({"seeds": [1, 2, 3, 4, 100]}, r"seeds: expected none of the tuning's, got 100"),
         ({"target": {"metric": "test_accuracy"}}, r"target.metric: expected one of 'validation_accuracy', "),
         ({"target": {"metric": "validation_loss", "value": "low"}}, r"target.value: expected a number"),
+        ({"target": {"value": 90}}, r"target.value: expected an accuracy > 0 and <= 1, got 90; 97 % is 0.97"),
         ({"baseline": "adam"}, r"baseline: unknown optimizer 'adam', did you mean 'adamw'"),
         ({"trials": 0}, r"trials: expected an integer >= 1, got 0"),
         ({"robustness": {"initialisations": 6}}, r"robustness.initialisations: expected at most as many as seeds"),
@@ -165,14 +166,14 @@ def write_run(folder: RunFolder, config, *, diverged: bool = False) -> None:
     folder.write_config(config.model_dump(mode="json"))
     folder.write_environment({"processor": "abacus", "cpu_count": 2, "threads": 1, "device": "cpu", "torch": "2"})
     speed = 0.2 if config.optimizer.name == "adamw" else 0.1
+    seconds = 0.003 if config.optimizer.name == "adamw" else 0.001
     for epoch in range(1, 9):
         accuracy = min(0.95, speed * epoch + 0.16 - 0.01 * config.seed)
-        row = {"kind": "epoch", "epoch": epoch, "train_loss": 1.0, "validation_loss": 1 - accuracy}
-        folder.log(5 * epoch, {**row, "validation_accuracy": accuracy})
+        row = {"kind": "epoch", "epoch": epoch, "seconds": 5 * epoch * seconds, "train_loss": 1.0}
+        folder.log(5 * epoch, {**row, "validation_loss": 1 - accuracy, "validation_accuracy": accuracy})
     test = {"test_loss": 0.3, "test_accuracy": 0.9} if config.training.evaluate_test else {}
     status = {"status": "diverged"} if diverged else {"status": "completed"}
-    seconds = 0.003 if config.optimizer.name == "adamw" else 0.001
-    folder.log(40, {"kind": "final", **test, **status, "step_seconds": seconds, "peak_memory_bytes": 2e8})
+    folder.log(40, {"kind": "final", **test, **status, "step_seconds": 0.0005, "peak_memory_bytes": 2e8})
 
 
 @pytest.fixture
@@ -312,6 +313,35 @@ def test_auto_is_the_baselines_median_at_the_end(lab, tmp_path):
     assert [(pair.first, pair.second) for pair in found.pairs] == [("sgd", "adamw")]
 
 
+def test_time_to_target_holds_what_is_done_now_and_then(tmp_path):
+    """A step of 1 ms, and every fifth one 101 ms: a median knows nothing of those."""
+    folder = RunFolder.create(tmp_path / "run")
+    folder.write_config({})
+    for step in (5, 10, 15):
+        row = {"kind": "epoch", "epoch": step / 5, "seconds": step / 5 * 0.105, "validation_accuracy": step / 20}
+        folder.log(step, row)
+    folder.log(15, {"kind": "final", "status": "completed", "step_seconds": 0.001})
+    run = SeedRun.read(folder.path, make_plan(values()).target)
+    assert run.until(0.5, "seconds") == pytest.approx(0.21)
+    assert run.step_seconds() == pytest.approx(0.021)
+
+
+def test_there_is_no_target_where_half_of_the_baseline_diverged(lab, tmp_path):
+    lab.diverging = {f"sgd-seed-{seed}" for seed in (1, 2, 3)}
+    seeds = [1, 2, 3, 4, 5, 6]
+    for metric in ("validation_accuracy", "validation_loss"):
+        target = {"metric": metric, "value": "auto"}
+        plan = make_plan(values(target=target, robustness=False, seeds=seeds))
+        found = compare(plan, tmp_path / metric)
+        assert math.isnan(found.target)
+        assert found.verdicts == (
+            "No verdict on adamw: too many of sgd's runs diverged or failed, so that the median of their values at "
+            "the end, the target, is not known.",
+        )
+    lab.diverging.pop()
+    assert 0 < compare(plan, tmp_path / "two").target < 1
+
+
 def test_of_several_baselines_the_best_tuned_counts():
     plan = make_plan(values(baseline=["sgd", "adamw"]))
 
@@ -401,6 +431,24 @@ CLEAR, SAME = Estimate(0.38, 0.31, 0.47), Estimate(0.93, 0.80, 1.20)
 )  # fmt: skip
 def test_every_verdict_claims_no_more_than_it_may(first, second, ratio, time, p, says):
     assert verdict(*comparison(first, second, ratio, time, p)) == says
+
+
+def test_where_seeds_are_few_all_must_agree():
+    """Four optimizers, six seeds: Holm gives the sixth pair the others' 6/32, though its own seeds disagree."""
+    smallest = 6 * smallest_p(6)
+    assert holm([2 / 64] * 5 + [8 / 64])[-1] == smallest == 0.1875
+
+    def claimed(p: float) -> bool:
+        return Pairing("a", "b", 6, CLEAR, CLEAR, UNKNOWN, p, smallest, smallest).significant
+
+    assert claimed(2 / 64)
+    assert not claimed(8 / 64)
+
+
+def test_a_factor_needs_finite_medians_over_the_pairs():
+    """Of the seeds that both have most missed, though the median of all that it has is finite."""
+    found, pair = comparison(FAST, SLOW, Estimate(INF, 0.4, INF), SAME)
+    assert verdict(found, pair).startswith("Too few runs reached 97 % validation accuracy")
 
 
 def test_targets_in_words():
@@ -494,3 +542,6 @@ def test_the_command_stopped_says_how_to_go_on(lab, tmp_path, monkeypatch):
     again = CliRunner().invoke(cli.app, ["report", str(tmp_path / "study")])
     assert "No verdict on adamw yet" in again.output
     assert (tmp_path / "study" / "report.html").is_file()
+    (tmp_path / "study" / "comparison.json").unlink()  # as if it had been killed
+    again = CliRunner().invoke(cli.app, ["report", str(tmp_path / "study")])
+    assert "writes it when it ends or is stopped: start it again" in str(again.exception)

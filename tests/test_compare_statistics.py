@@ -182,3 +182,4 @@ def test_share_near_the_best():
     assert share_near_best([1.0, 0.96, 0.94, math.nan], larger_is_better=True) == 0.5
     assert share_near_best([1.0, 1.04, 1.06, INF], larger_is_better=False) == 0.5
     assert share_near_best([math.nan, INF], larger_is_better=False) == 0.0
+    assert share_near_best([0.0, 0.0], larger_is_better=True) == 0.0  # all diverged

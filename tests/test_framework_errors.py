@@ -113,6 +113,7 @@ def test_disk_full(room, what, kept, whole, tmp_path, monkeypatch, capsys):
         (["train", "--architecture", "mlp", "--optimizer", "shampo"], "did you mean 'shampoo'"),
         (["train", "sgd", "--set", "schedule.name=one_cycl"], "did you mean 'one_cycle'"),
         (["train", "sgd", "--set", "training.target={value: 1, metric: train_los}"], "did you mean 'train_loss'"),
+        (["train", "sgd", "--set", "training.target.value=97"], "training.target.value: expected an accuracy > 0 and"),
         (["train", "sgd", "--set", "trainning.epochs=3"], "did you mean 'training'"),
         (["train", "sgd", "--set", "dataset.augment=[flop]"], "expected"),
         (["train", "sgd", "--set", "model.name=module:nowhere.network"], "no module 'nowhere'"),

@@ -35,7 +35,7 @@ def test_create_refuses_what_is_there(folder):
     assert RunFolder.create(folder.path).path == folder.path  # still empty
     (folder.path / "notes.txt").write_text("mine")
     with pytest.raises(
-        FileExistsError, match=r"not empty; choose another one, or pass --overwrite"
+        FileExistsError, match=r"not empty; choose another one, or pass --overwrite .*--resume to go on"
     ):
         RunFolder.create(folder.path)
     with pytest.raises(FileExistsError, match="a file is there"):

@@ -18,7 +18,7 @@ from losslab.studies.batch_file import read_batch
 from losslab.studies.data import DATASETS
 from losslab.studies.models import MODELS
 from losslab.studies.optimizer_rows import ROWS
-from losslab.studies.shipped import shipped_configs
+from losslab.studies.shipped import purpose, shipped_configs
 
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
@@ -61,8 +61,9 @@ def list_names() -> None:
             grid.add_row(kind, name, (function.__doc__ or "").strip().splitlines()[0])
     for name, settings in ROWS.items():
         grid.add_row("optimizer", name, ", ".join(f"{key} {value}" for key, value in settings.items()))
-    for name, path in shipped_configs().items():
-        grid.add_row("configuration", name, path.read_text(encoding="utf-8").splitlines()[0].lstrip("# "))
+    for kind, folder in (("configuration", ""), ("comparison", "compare")):
+        for name, path in shipped_configs(folder).items():
+            grid.add_row(kind, name, purpose(path))
     for name, path in shipped_configs("batch").items():
         grid.add_row("batch", name, read_batch(path).description)
     console.print(grid)

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from losslab.studies.compare.layout import Layout
+from losslab.studies.compare.layout import PLAN, Layout
 from losslab.studies.compare.plan import CompareConfig
-from losslab.studies.compare.result import FILE, Comparison, load
+from losslab.studies.compare.result import Comparison, load
 from losslab.studies.config_file import read_mapping
 from losslab.studies.record import RunFolder
 
@@ -33,8 +33,8 @@ class Compared:
 
 
 def is_comparison(folder: str | Path) -> bool:
-    """Whether `losslab compare` left a result there."""
-    return (Path(folder) / FILE).is_file()
+    """Whether `losslab compare` has begun there."""
+    return (Path(folder) / PLAN).is_file()
 
 
 def read(folder: str | Path) -> Compared:
@@ -44,7 +44,7 @@ def read(folder: str | Path) -> Compared:
         FileNotFoundError: If it holds none.
     """
     path = Path(folder)
-    comparison, plan = load(path), read_mapping(path / "plan.json")
+    comparison, plan = load(path), read_mapping(path / PLAN)
     layout = Layout(path, CompareConfig.model_validate(plan))
     runs = {
         name: [RunFolder(layout.seed_run(name, seed)) for seed in comparison.seeds]

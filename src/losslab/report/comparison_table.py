@@ -166,8 +166,8 @@ LINES = (
     ),
     Line(
         "time to target",
-        "steps to target × median time of a step, each run's own",
-        "What is waited for, without evaluation and start.",
+        "the same in time of training, each run's own",
+        "What is waited for, without evaluation and start, with all that is done only now and then.",
         "True of this machine and its load only.",
         lambda comparison, contender: _estimate(contender.median_seconds, " s"),
     ),
@@ -189,7 +189,7 @@ LINES = (
         "time, ratio",
         "median time over that of the baseline; 95 % bootstrap interval over pairs of one seed",
         "What is left of the factor when dearer steps are paid for.",
-        "As the time to target.",
+        "As the time to target. Its interval alone decides on the question mark: the test is on the steps.",
         _seconds_ratio,
     ),
     Line(
@@ -236,7 +236,7 @@ LINES = (
     ),
     Line(
         "step time",
-        "median time of a step, over the runs",
+        "mean time of a step in each run; the median over the runs",
         "What a step costs.",
         "True of this machine and its load only.",
         lambda comparison, contender: _typical(contender.step_seconds, 1e3, "ms"),

@@ -91,7 +91,8 @@ class RunFolder:
                 _remove(folder.path / name)
         elif folder.path.is_dir() and any(child.name not in LOCKS for child in folder.path.iterdir()):
             raise FileExistsError(
-                f"{path}: the folder is not empty; choose another one, or pass --overwrite for an earlier run"
+                f"{path}: the folder is not empty; choose another one, or pass --overwrite for an earlier run, "
+                "--resume to go on with it"
             )
         folder.path.mkdir(parents=True, exist_ok=True)
         return folder

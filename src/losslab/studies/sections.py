@@ -7,11 +7,11 @@ import difflib
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from losslab.studies.optimizer_rows import BOUNDED, OptimizerName, acting, defaults, row_of
 from losslab.studies.schedule_section import ScheduleConfig, named
-from losslab.studies.section import Positive, Section
+from losslab.studies.section import Positive, Section, reachable
 from losslab.studies.talt_section import TALTConfig
 
 
@@ -148,13 +148,18 @@ class TargetConfig(Section):
 
     Attributes:
         metric: A column of the metrics; accuracies are reached from below, losses from above.
-        value: What it must be.
+        value: What it must be; accuracies are shares: 0.97 is 97 %.
         stop: Whether training ends there.
     """
 
     metric: Literal["validation_accuracy", "validation_loss", "train_loss", "train_accuracy"] = "validation_accuracy"
     value: float
     stop: bool = True
+
+    @field_validator("value")
+    @classmethod
+    def _can_be(cls, value: float, info: ValidationInfo) -> float:
+        return reachable(value, info)
 
     def reached(self, value: float) -> bool:
         """Whether a value of the metric is good enough."""

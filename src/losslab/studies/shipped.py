@@ -1,5 +1,6 @@
 """The configurations that come with losslab, by name."""
 
+import re
 from pathlib import Path
 
 import losslab
@@ -19,6 +20,17 @@ def shipped_configs(kind: str = "") -> dict[str, Path]:
             files = [path for path in sorted((folder / kind).glob("*")) if path.suffix in (".yaml", ".json")]
             return {path.stem: path for path in files}
     raise FileNotFoundError(f"{package / 'configs'}: the shipped configurations are missing; install losslab again")
+
+
+def purpose(path: Path) -> str:
+    """What a YAML configuration is for: the first sentence of the comment that opens it."""
+    comment: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        comment.append(line.lstrip("# "))
+    text = " ".join(comment)
+    return re.split(r"(?<=[.?!]) ", text, maxsplit=1)[0]
 
 
 def find_config(name_or_path: str, kind: str = "") -> Path:

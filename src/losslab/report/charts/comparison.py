@@ -42,7 +42,7 @@ def _curves(compared: Compared) -> Chart | None:
                 panels.append(_curve_panel(comparison, metric, label, series))
     caption = (
         "Mean over the seeds, with a band of one standard deviation to each side; on the right each optimizer's steps "
-        "are as wide as its median step takes, and the dashed line is the target."
+        "are as wide as its mean step takes, and the dashed line is the target."
     )
     return Chart("curves", "How the runs went", caption, panels) if panels else None
 

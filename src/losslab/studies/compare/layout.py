@@ -10,6 +10,7 @@ from losslab.studies.config import apply
 from losslab.studies.sections import RunConfig
 
 DECADES = 3  # of learning rates
+PLAN = "plan.json"
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class SeedRun:
         return [value if value is not None and math.isfinite(value) else worst for value in values]
 
     def until(self, target: float, column: str) -> float:
-        """Steps or epochs to the first evaluation that reaches the target; infinite where none does."""
+        """Steps, epochs or seconds to the first evaluation that reaches the target; infinite where none does."""
         if math.isnan(target):
             return math.nan
         for row, value in zip(self.rows, self.values(), strict=True):
@@ -61,6 +61,10 @@ class SeedRun:
         if self.diverged or not self.rows:
             return 0.0 if self.goal.larger_is_better else math.inf
         return self.values()[-1]
+
+    def step_seconds(self) -> float:
+        """Mean time of a step. A median would leave out what an optimizer does now and then: bases, estimates."""
+        return self.rows[-1]["seconds"] / self.rows[-1]["step"] if self.rows else math.nan
 
     def best_value(self) -> float:
         """The best value on the way."""
@@ -121,9 +125,11 @@ def baseline_of(plan: CompareConfig, tuned: Mapping[str, Tuned]) -> str:
 
 
 def _median_final(runs: Sequence[SeedRun | None], *, whole: bool) -> float:
-    """AlgoPerf's target: the baseline's median value at the end; NaN while runs of it are to come."""
-    values = [run.final_value() for run in runs if run is not None]
-    return float(np.median(values)) if values and (whole or len(values) == len(runs)) else math.nan
+    """AlgoPerf's target: the baseline's median value at the end; NaN while runs are to come, or if half diverged."""
+    there = [run for run in runs if run is not None]
+    if 2 * sum(run.diverged for run in there) >= len(there) or not (whole or len(there) == len(runs)):
+        return math.nan
+    return float(np.median([run.final_value() for run in there]))
 
 
 def _contender(
@@ -134,8 +140,7 @@ def _contender(
 
     steps = column(lambda run: run.until(target, "step"))
     epochs = column(lambda run: run.until(target, "epoch"))
-    step_seconds = column(lambda run: run.number("step_seconds"))
-    seconds = tuple(count * each for count, each in zip(steps, step_seconds, strict=True))
+    seconds = column(lambda run: run.until(target, "seconds"))
     best = tuned.best_trial if tuned is not None else None
     return Contender(
         name=name,
@@ -150,7 +155,7 @@ def _contender(
         best=column(SeedRun.best_value),
         test_loss=column(lambda run: run.number("test_loss")),
         test_accuracy=column(lambda run: run.number("test_accuracy")),
-        step_seconds=step_seconds,
+        step_seconds=column(SeedRun.step_seconds),
         peak_memory=column(lambda run: run.number("peak_memory_bytes")),
         median_steps=_median(steps),
         median_epochs=_median(epochs),

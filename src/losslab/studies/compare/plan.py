@@ -8,7 +8,8 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 
 from losslab.studies.config import apply, checked
 from losslab.studies.config_file import ConfigError, read_mapping
-from losslab.studies.sections import Positive, RunConfig, Section, suggestion
+from losslab.studies.section import Positive, Section, reachable
+from losslab.studies.sections import RunConfig, suggestion
 from losslab.studies.spaces import Space, make_space, space_of
 from losslab.studies.tuning.options import TuneOptions
 
@@ -39,11 +40,17 @@ class GoalConfig(Section):
 
     Attributes:
         metric: Of the validation split; tuning sees no other.
-        value: "auto", or None, is the median of the baseline's values at the end, over the seeds.
+        value: Accuracies are shares: 0.97 is 97 %. "auto", or None, is the median of the baseline's values at the
+            end, over the seeds.
     """
 
     metric: Literal["validation_accuracy", "validation_loss"] = "validation_accuracy"
     value: Annotated[float | None, _none_for("auto")] = None
+
+    @field_validator("value")
+    @classmethod
+    def _can_be(cls, value: float | None, info: ValidationInfo) -> float | None:
+        return None if value is None else reachable(value, info)
 
     @property
     def larger_is_better(self) -> bool:

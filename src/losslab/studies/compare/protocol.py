@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from losslab.status import Progress, Stages, Status, StopRequested
-from losslab.studies.compare.layout import Layout
+from losslab.studies.compare.layout import PLAN, Layout
 from losslab.studies.compare.measured import measured
 from losslab.studies.compare.plan import CompareConfig
 from losslab.studies.compare.result import Comparison, save
@@ -17,7 +17,6 @@ from losslab.studies.tune import tune
 from losslab.studies.tuning.options import TuneOptions
 from losslab.studies.tuning.result import Tuned
 
-PLAN = "plan.json"
 Configs = Callable[[str, RunConfig], dict[Path, RunConfig]]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from losslab.records import from_record, to_record
 from losslab.status import Status
-from losslab.studies.compare.statistics import Estimate
+from losslab.studies.compare.statistics import Estimate, smallest_p
 from losslab.studies.record import write_json
 
 FILE = "comparison.json"
@@ -28,12 +28,12 @@ class Contender:
         tuned_value: The metric of the best one.
         steps: Until the target; infinite where a run never reached it.
         epochs: The same in passes over the training split.
-        seconds: The same in time: steps × the run's median step time.
+        seconds: The same in time, of training alone.
         final: The metric at the end.
         best: The best value of the metric on the way.
         test_loss: At the end, on the test split.
         test_accuracy: Likewise.
-        step_seconds: Median time of a step.
+        step_seconds: Mean time of a step.
         peak_memory: In bytes.
         median_steps: Median of `steps` with its interval; `median_epochs` and `median_seconds` likewise.
         rates: Learning rates tried around the tuned one.
@@ -107,8 +107,13 @@ class Pairing:
 
     @property
     def significant(self) -> bool:
-        """Whether the ratio of steps may be stated: the interval excludes 1, and the test says as much as it can."""
-        return self.steps_ratio.excludes_one and self.p_corrected <= max(0.05, self.smallest_p)
+        """Whether the ratio of steps may be stated: the interval excludes 1, and the test says as much as it can.
+
+        Where so few seeds allow no corrected p of 0.05 all must agree. Its smallest corrected p alone would not do:
+        Holm gives that to a pair whose seeds disagree as well, if the others' all agree.
+        """
+        all_agree = self.smallest_p > 0.05 and self.p <= smallest_p(self.n)
+        return self.steps_ratio.excludes_one and (self.p_corrected <= 0.05 or all_agree)
 
 
 @dataclass(frozen=True)
@@ -173,7 +178,9 @@ def load(folder: str | Path) -> Comparison:
     """
     path = Path(folder) / FILE
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected the folder of `losslab compare`")
+        raise FileNotFoundError(
+            f"{path}: no such file; `losslab compare` writes it when it ends or is stopped: start it again"
+        )
     values = json.loads(path.read_text(encoding="utf-8"))
     contenders = tuple(from_record(Contender, row, {}) for row in values.pop("contenders"))
     pairs = tuple(from_record(Pairing, row, {}) for row in values.pop("pairs"))

@@ -169,10 +169,17 @@ def profile(times: Mapping[str, Sequence[float] | np.ndarray], factors: np.ndarr
 
 
 def share_near_best(values: Sequence[float] | np.ndarray, *, larger_is_better: bool, within: float = 0.05) -> float:
-    """Which part of the settings tried ends within 5 % of the best of them? What is not finite is not near."""
+    """Which part of the settings tried ends within 5 % of the best of them? What is not finite is not near.
+
+    An accuracy of 0 is a diverged run's, and near nothing either.
+    """
     values = np.asarray(values, dtype=float).ravel()
     finite = values[np.isfinite(values)]
     if not finite.size:
         return 0.0
-    near = finite >= (1 - within) * finite.max() if larger_is_better else finite <= (1 + within) * finite.min()
+    near = (
+        (finite > 0) & (finite >= (1 - within) * finite.max())
+        if larger_is_better
+        else finite <= (1 + within) * finite.min()
+    )
     return float(near.sum() / values.size)

@@ -19,12 +19,18 @@ def verdict(comparison: Comparison, pair: Pairing) -> str:
     A factor stands only where its interval excludes 1 and the paired test says as much as so many seeds can say.
     """
     first, second = comparison.contender(pair.first), comparison.contender(pair.second)
+    if math.isnan(comparison.target) and (comparison.status.ok or second.runs == len(comparison.seeds)):
+        return (
+            f"No verdict on {first.name}: too many of {second.name}'s runs diverged or failed, so that the median of "
+            "their values at the end, the target, is not known."
+        )
     if math.isnan(comparison.target):
         return f"No verdict on {first.name} yet: the target, the median of {second.name}'s runs, needs them all."
     if pair.n < (LEAST_SEEDS if comparison.status.ok else len(comparison.seeds)):  # a run that failed is missing
         return f"No verdict on {first.name} yet: {pair.n} of {len(comparison.seeds)} seeds are done."
     goal = target_in_words(comparison.metric, comparison.target)
-    if not (math.isfinite(first.median_steps.value) and math.isfinite(second.median_steps.value)):
+    medians = (first.median_steps.value, second.median_steps.value)
+    if not (all(map(math.isfinite, medians)) and 0 < pair.steps_ratio.value < math.inf):  # of all seeds, of the pairs
         return _without_ratio(comparison, first, second, goal)
     missed = "".join(_missed(contender) for contender in (first, second))
     if not pair.significant:
