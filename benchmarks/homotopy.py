@@ -25,6 +25,7 @@ from homotopy_study import COUNTS, EMERGES, FREQUENCIES, Protocol, Study
 from homotopy_tasks import SETTINGS, TASKS
 from homotopy_times import measure
 from optimizer_cache import Missing
+from optimizer_runs import FINAL_SEED
 from table import markdown, publish
 
 STAGES = ("grid", "final", "costs", "emerge", "time", "report")
@@ -65,7 +66,7 @@ def work(args: argparse.Namespace) -> None:
 
 def studies(args: argparse.Namespace, runs: HomotopyRuns) -> list[Study]:
     """One for each task and optimizer that was asked for and whose data are there."""
-    protocol = QUICK if args.quick else Protocol(tuning_seeds=args.tuning_seeds, seeds=args.seeds)
+    protocol = QUICK if args.quick else Protocol(args.tuning_seeds, args.seeds, args.final_seed)
     return [
         Study(setting, runs, protocol)
         for setting in SETTINGS
@@ -133,6 +134,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--tuning-seeds", type=int, default=3)
     parser.add_argument("--seeds", type=int, help="final ones; the task's number by default")
+    parser.add_argument("--final-seed", type=int, default=FINAL_SEED, help="the first of the final ones")
     parser.add_argument("--rounds", type=int, default=3, help="of timing")
     parser.add_argument("--quick", action="store_true", help="a few steps of each, to see that it works")
     parser.add_argument("--plan", action="store_true", help="say what is left to do, and do nothing")

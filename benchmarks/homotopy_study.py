@@ -87,12 +87,14 @@ class Protocol:
     Attributes:
         tuning_seeds: Of the grid.
         seeds: Final ones; None is the task's number.
+        final_seed: The first of them: others than the usual tell what a choice made on these owes to chance.
         length: What all horizons are multiplied by.
         every: Each how many-th η₀ of the grids is taken.
     """
 
     tuning_seeds: int = 3
     seeds: int | None = None
+    final_seed: int = FINAL_SEED
     length: float = 1.0
     every: int = 1
 
@@ -119,7 +121,8 @@ class Study:
     @property
     def final_seeds(self) -> range:
         """Fresh ones, the same for all methods."""
-        return range(FINAL_SEED, FINAL_SEED + (self.protocol.seeds or TASKS[self.setting.task].seeds))
+        first = self.protocol.final_seed
+        return range(first, first + (self.protocol.seeds or TASKS[self.setting.task].seeds))
 
     def run(self, settings: Settings, lr: float, seed: int, horizon: int, scale: float = 1.0) -> Run:
         """One run of this task and optimizer."""

@@ -266,3 +266,34 @@ def test_attention_and_batch_norm():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     differences = BatchHessian(lambda: cross_entropy(model(X), Y), list(model.parameters()), differences=True)
     assert float((differences @ vector - product).norm()) < 1e-5 * float(product.norm())
+
+
+@pytest.mark.parametrize("differences", [False, True])
+def test_sparse_gradients_of_embeddings_count_as_whole_ones(differences):
+    rows = torch.tensor([1, 2, 2, 5])
+    found = []
+    for sparse in (False, True):
+        table = nn.Embedding(7, 3, sparse=sparse, dtype=torch.float64)
+        with torch.no_grad():
+            table.weight.copy_(normal(7, 3))
+        of_batch = BatchHessian(
+            lambda table=table: table(rows).tanh().square().sum(), [table.weight], differences=differences
+        )
+        found.append((of_batch.gradient_norm, of_batch @ normal(21)))
+    (norm, product), (sparse_norm, sparse_product) = found
+    assert norm == sparse_norm > 0
+    torch.testing.assert_close(product, sparse_product, rtol=0, atol=1e-12)
+    assert product.norm() > 0.1
+
+
+def test_a_compiled_convolution_has_differences_for_products():
+    """Tracing it meets torch's own convolution; torch.compile has no second derivative, which is said."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)).double()
+    images, targets = normal(5, 16).reshape(5, 1, 4, 4), torch.tensor([0, 1, 2, 0, 1])
+    compiled = torch.compile(model, backend="aot_eager")
+    vector = normal(sum(parameter.numel() for parameter in model.parameters()))
+    expected = BatchHessian(lambda: cross_entropy(model(images), targets), list(model.parameters())) @ vector
+    found = BatchHessian(lambda: cross_entropy(compiled(images), targets), list(model.parameters()))
+    assert float((found @ vector - expected).norm()) < 1e-5 * float(expected.norm())
+    assert "double backward" in str(found.complaint)

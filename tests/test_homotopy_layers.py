@@ -245,6 +245,27 @@ def test_registering_after_the_start_keeps_state_and_rate():
     assert set(scheduler.found) == {"group 0", "head"}
 
 
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (torch.optim.AdamW, {}),
+        (torch.optim.SGD, {"rule": "seed", "target_curvature": 0.01}),
+    ],
+)
+def test_a_layer_that_is_registered_late_knows_the_curvature_that_it_was_part_of(make, settings):
+    """Otherwise nothing brakes it before its own estimates: up to 75 steps of AdamW's, at the founders' rule at η₀."""
+    model = network()
+    optimizer = make(model.parameters(), lr=0.3)
+    scheduler = PerLayerHomotopyLR(optimizer, loss_of(model), warmup_steps=0, **settings)
+    rate = trained(model, optimizer, scheduler, range(42))[-1][0]
+    curvature = scheduler.rules["group 0"].curvature
+    scheduler.register_layer("head", list(model[4].parameters()))
+    assert scheduler.rules["head"].curvature == curvature > 0
+    rates = trained(model, optimizer, scheduler, range(42, 44))[-1]  # the next estimate comes after step 44
+    assert rates[0] == rates[1] < 0.3
+    assert rates[1] == pytest.approx(rate, rel=0.05)
+
+
 def test_names_of_parameters_go_with_them():
     model = network()
     optimizer = torch.optim.SGD(model.named_parameters(), lr=0.1)

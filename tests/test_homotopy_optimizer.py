@@ -104,7 +104,7 @@ def test_rates_are_the_schedulers():
 
 
 @pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.RMSprop, TALT, "talt groups"])
-def test_adaptive_optimizers_are_measured_apart_once_and_then_on_the_shared_graph(make):
+def test_adaptive_optimizers_are_measured_apart_three_times_and_then_on_the_shared_graph(make):
     model, calls = network(), []
     grouped = make == "talt groups"
     optimizer = TALT(talt_param_groups(model), lr=0.02) if grouped else make(model.parameters(), lr=0.02)
@@ -113,9 +113,27 @@ def test_adaptive_optimizers_are_measured_apart_once_and_then_on_the_shared_grap
     for t in range(30):
         loss = closure(model, t)
         losses.append(training.step(lambda loss=loss: (calls.append(1), loss())[1]))
-    assert len(calls) == 31  # before the first step the preconditioner was not known
+    assert len(calls) == 33  # until there are three estimates, as many as their median takes
     assert sum(losses[-5:]) < sum(losses[:5])
     assert training.scheduler.measured.hessian_norm > 0
+
+
+def test_an_adaptive_optimizers_first_three_estimates_are_the_schedulers_own():
+    """On the graph of the second step P would be that of the first, and its λ be in the median twice."""
+    model, other = network(), network()
+    settings = {"warmup_steps": 4}
+    training = HomotopyOptimizer(model, torch.optim.AdamW(model.parameters(), lr=0.1), **settings)
+    trained(training, range(3))
+    loss, optimizer = Present(other), torch.optim.AdamW(other.parameters(), lr=0.1)
+    scheduler = HomotopyLR(optimizer, loss, **settings)
+    for loss.t in range(3):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+        scheduler.step()
+    assert [row.hessian_norm for row in training.scheduler.history] == [row.hessian_norm for row in scheduler.history]
+    assert len(scheduler.history) == 3
+    assert training.lr == scheduler.lr
 
 
 def test_dropout_draws_on_as_without_measuring():

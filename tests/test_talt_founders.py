@@ -17,6 +17,7 @@ from losslab.optim import (
     TALTOptions,
     attach_talt,
     create_enhanced_talt_config,
+    talt_param_groups,
 )
 
 
@@ -181,6 +182,21 @@ def test_attached_to_sgd_it_is_talt():
     attach_talt(sgd, structure="kronecker")
     plain = TALT(second.parameters(), 0.02, structure="kronecker")
     for _ in range(12):
+        gradients(first)
+        sgd.step()
+        gradients(second)
+        plain.step()
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-7)
+
+
+def test_attached_to_groups_of_talts_it_keeps_their_structures():
+    first, second = network(), network()
+    sgd = torch.optim.SGD(talt_param_groups(first), 0.02)
+    attachment = attach_talt(sgd, structure="lowrank")
+    plain = TALT(talt_param_groups(second), 0.02, structure="lowrank")
+    assert [group["structure"] for group in attachment.talt.param_groups] == ["lowrank", "diagonal"]
+    for _ in range(3):
         gradients(first)
         sgd.step()
         gradients(second)

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from losslab.optim import TALT, talt_param_groups
-from losslab.optim.groups import hidden_matrices
+from losslab.optim import TALT, ImprovedTALTOptimizer, talt_param_groups
+from losslab.optim.groups import excluded, hidden_matrices
+from losslab.studies.config import make_config
+from losslab.studies.optimizers import build_optimizer
 
 
 class Text(nn.Module):
@@ -89,3 +91,24 @@ def test_a_group_without_parameters_is_left_out():
 def test_unknown_kinds_are_refused(function, exclude, got, text):
     with pytest.raises(ValueError, match=rf"^exclude: expected a tuple of 'embedding' and 'head'.*, got {got}$"):
         function(text, exclude)
+
+
+@pytest.mark.parametrize("function", [talt_param_groups, hidden_matrices])
+def test_a_lazy_module_without_shapes_is_refused(function):
+    model = nn.Sequential(nn.LazyLinear(4), nn.ReLU())
+    with pytest.raises(ValueError, match=r"^model: expected parameters with shapes, got a lazy module's; run a batch"):
+        function(model)
+    model(torch.zeros(2, 3))
+    function(model, ())
+
+
+def test_muons_direction_is_for_hidden_layers(text):
+    assert [*map(excluded, ("polar", "auto"))] == [("embedding", "head"), ("embedding",)]
+    settings = {"name": "talt", "lr": 0.1, "talt": {"structure": "polar"}}
+    for talt in (
+        build_optimizer(make_config({"optimizer": settings}).optimizer, text),
+        ImprovedTALTOptimizer(text, torch.optim.SGD, lr=0.1, structure="polar").talt,
+    ):
+        rotated, diagonal = talt.param_groups
+        assert "head.weight" not in rotated["param_names"]
+        assert "head.weight" in diagonal["param_names"]

@@ -51,6 +51,8 @@ class CheapDoubleBackward(TorchFunctionMode):
     ) -> Any:
         """Replace the calls this file knows; let all others through."""
         kwargs = kwargs or {}
+        if torch.compiler.is_compiling():  # what dynamo traces are torch's own calls
+            return func(*args, **kwargs)
         if func in _CONVOLUTIONS and not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled("cuda"):
             return _convolution(self, func, *args, **kwargs)
         if func in _RELUS and not (kwargs.get("inplace") or args[1:] == (True,)):

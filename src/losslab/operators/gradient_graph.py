@@ -22,6 +22,7 @@ _COMPLAINTS = (
     "cudnn RNN",
     "heckpoint",
     "no autograd formula",
+    "donated buffers",  # of what torch.compile has made
 )
 
 

@@ -52,16 +52,18 @@ def attach_talt(
     averages a second time; `options.gradient_smoothing=False` leaves that to it.
 
     Args:
-        optimizer: Any that takes its gradients from `.grad`, by `step()` without a closure. Its groups are TALT's. A
-            step at which a gradient is not finite finds none at all.
+        optimizer: Any that takes its gradients from `.grad`, by `step()` without a closure. Its groups are TALT's, with
+            the structures of `talt_param_groups`, if they were made by it: `SGD(talt_param_groups(model), lr=5e-3)`.
+            A step at which a gradient is not finite finds none at all.
         betas: How much of the averages of the gradient and of its square is kept.
-        structure: As in `TALT`.
+        structure: As in `TALT`, of groups that have none.
         options: Likewise.
 
     Returns:
         The attachment; `remove()` ends it.
     """
-    groups = [{"params": group["params"]} for group in optimizer.param_groups]
+    kept = ("params", "structure")
+    groups = [{name: group[name] for name in kept if name in group} for group in optimizer.param_groups]
     return Attachment(optimizer, TALT(groups, lr=0.0, betas=betas, structure=structure, options=options))
 
 

@@ -10,6 +10,11 @@ TABLES = (nn.Embedding, nn.EmbeddingBag)
 KINDS = ("embedding", "head")
 
 
+def excluded(structure: str) -> tuple[str, ...]:
+    """Which kinds are "diagonal" beside a structure: Muon's direction, "polar", is for hidden layers alone."""
+    return KINDS if structure == "polar" else ("embedding",)
+
+
 def talt_param_groups(model: nn.Module, exclude: Collection[str] = ("embedding",)) -> list[dict[str, Any]]:
     """Which parameters does TALT work on in their eigenspace, and which does it leave to AdamW's rule?
 
@@ -25,7 +30,7 @@ def talt_param_groups(model: nn.Module, exclude: Collection[str] = ("embedding",
         One or two groups, of parameters with their names.
 
     Raises:
-        ValueError: `exclude` names something else.
+        ValueError: `exclude` names something else, or a lazy module has no shape yet.
     """
     hidden = {id(parameter) for parameter in hidden_matrices(model, exclude)}
     named = list(model.named_parameters())
@@ -44,8 +49,10 @@ def hidden_matrices(model: nn.Module, exclude: Collection[str] = KINDS) -> list[
         exclude: "embedding", "head", both or none of them.
 
     Raises:
-        ValueError: `exclude` names something else.
+        ValueError: `exclude` names something else, or a lazy module has no shape yet.
     """
+    if any(isinstance(parameter, nn.UninitializedParameter) for parameter in model.parameters()):
+        raise ValueError("model: expected parameters with shapes, got a lazy module's; run a batch through it first")
     if isinstance(exclude, str) or (unknown := set(exclude) - set(KINDS)):
         got = exclude if isinstance(exclude, str) else min(unknown)
         raise ValueError(f"exclude: expected a tuple of {' and '.join(map(repr, KINDS))}, or of one, got {got!r}")

@@ -13,7 +13,7 @@ from torch.optim import SGD, Optimizer
 
 from losslab.optim.attach import shape_gradients
 from losslab.optim.eigenspace.options import FIRST_VERSION, FIXES, TALTOptions, nearest
-from losslab.optim.groups import talt_param_groups
+from losslab.optim.groups import excluded, talt_param_groups
 from losslab.optim.talt import TALT
 
 # What the founders called it -> what it is here. Other names of theirs are refused: they did nothing, or worked around
@@ -48,7 +48,7 @@ class ImprovedTALTOptimizer(Optimizer):
         base_optimizer: Takes parameters and `lr`, such as `torch.optim.SGD`; it steps along TALT's updates.
         lr: The base optimizer's, on AdamW's scale with SGD.
         betas: How much of the averages of the gradient and of its square is kept.
-        structure: Of hidden weights.
+        structure: Of matrices and kernels.
         mixed_precision: "bf16" or "fp16" inside the model's operations, the latter with a scaled loss; None for none.
         gradient_clip_norm: Largest norm of the gradient before it is shaped; None does not clip.
         settings: `TALTOptions`' names, or the founders' names for them.
@@ -75,7 +75,8 @@ class ImprovedTALTOptimizer(Optimizer):
         betas = found.pop("betas", betas)
         options = TALTOptions(**found)
         self.model, self.gradient_clip_norm, self._precision = model, gradient_clip_norm, PRECISIONS[mixed_precision]
-        self.talt = TALT(talt_param_groups(model), 0.0, betas=betas, structure=structure, options=options)
+        groups = talt_param_groups(model, excluded(structure))
+        self.talt = TALT(groups, 0.0, betas=betas, structure=structure, options=options)
         self.base = base_optimizer(model.parameters(), lr=lr)
         self.scaler = torch.amp.GradScaler(_device(model), enabled=mixed_precision == "fp16")
         super().__init__(self.base.param_groups, {})

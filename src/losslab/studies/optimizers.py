@@ -14,7 +14,7 @@ from lightning_utilities.core.imports import RequirementCache
 from torch import nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 
-from losslab.optim.groups import talt_param_groups
+from losslab.optim.groups import excluded, talt_param_groups
 from losslab.optim.talt import TALT
 from losslab.studies.combined import Combined
 from losslab.studies.muon import muon
@@ -64,7 +64,8 @@ def _muon(config: OptimizerConfig, model: nn.Module) -> Optimizer:
 def _talt(config: OptimizerConfig, model: nn.Module) -> Optimizer:
     talt = config.talt or TALTConfig()
     settings = {"betas": config.betas, "weight_decay": config.weight_decay, "structure": talt.structure}
-    return TALT(talt_param_groups(model), config.lr, options=talt.options(), **settings)  # type: ignore[arg-type]
+    groups = talt_param_groups(model, excluded(talt.structure))
+    return TALT(groups, config.lr, options=talt.options(), **settings)  # type: ignore[arg-type]
 
 
 def _sam(config: OptimizerConfig, model: nn.Module) -> Optimizer:

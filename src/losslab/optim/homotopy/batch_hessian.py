@@ -159,8 +159,9 @@ class BatchHessian(LinearOperator):
 
     def _flat(self, tensors: Gradients) -> Tensor:
         pairs = zip(tensors, self.parameters, strict=True)
-        parts = [(torch.zeros_like(p) if t is None else t).detach().reshape(-1) for t, p in pairs]
-        return torch.cat([part.to(self.dtype) for part in parts])
+        parts = [(torch.zeros_like(p) if t is None else t).detach() for t, p in pairs]
+        whole = [part.to_dense() if part.is_sparse else part for part in parts]  # embeddings' may be sparse
+        return torch.cat([part.reshape(-1).to(self.dtype) for part in whole])
 
 
 def gradient(loss: Loss, parameters: Tensors, *, create_graph: bool = False) -> tuple[Tensor, Gradients]:

@@ -116,6 +116,8 @@ class PerLayerHomotopyLR(LRScheduler):
     def register_layer(self, name: str, params: Sequence[Tensor]) -> None:
         """Give some parameters a rate of their own, from now on; it begins at the one that they have had.
 
+        With the curvature that they were part of, too: a block of a Hessian is curved no more than the whole.
+
         Args:
             name: Of the layer.
             params: Out of one or several groups, which are split.
@@ -127,7 +129,7 @@ class PerLayerHomotopyLR(LRScheduler):
             raise ValueError(f"name: expected a name that is not taken, got {name!r}")
         sources = regrouped(self.optimizer, name, params, add=self._own)
         self._name(self.optimizer)
-        self.rules[name].rate = self.rules[self._names[sources[0]]].rate
+        self.rules[name].load_state_dict(self.rules[self._names[sources[0]]].state_dict())
         self._adopt()
 
     def _name(self, optimizer: Optimizer) -> None:

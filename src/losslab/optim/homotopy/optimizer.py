@@ -18,7 +18,7 @@ from losslab.optim.homotopy.buffers import kept_buffers
 from losslab.optim.homotopy.clipper import CurvatureAwareGradientClipper
 from losslab.optim.homotopy.curvature import Curvature, CurvatureEstimator, trainable
 from losslab.optim.homotopy.layers import PerLayerHomotopyLR
-from losslab.optim.homotopy.preconditioner import inverse_root, ready
+from losslab.optim.homotopy.preconditioner import adaptive, inverse_root
 from losslab.optim.homotopy.rules import is_due
 from losslab.optim.homotopy.scheduler import HomotopyLR
 from losslab.optim.homotopy.warmup import CurvatureAwareWarmup
@@ -130,7 +130,10 @@ class HomotopyOptimizer:
         of = self.scheduler
         if self._shared is None or self.scaler.is_enabled() or self._taken < self.accumulation:
             return False
-        known = of.options.rule != "stable" or ready(self.optimizer)
+        assert isinstance(of, HomotopyLR)  # it is not one's own
+        # An adaptive optimizer's P before its first steps has not met their gradients: λ is then far too large. So the
+        # three estimates of the first median are taken after them, by the scheduler.
+        known = of.options.rule != "stable" or not adaptive(self.optimizer) or not math.isnan(of.curvature)
         return known and is_due(max(of.last_epoch, 0), of.options.frequency)
 
     def _backward(self, closure: Loss) -> float:

@@ -27,8 +27,9 @@ class HomotopyLR(Follower, LRScheduler):
 
     A torch scheduler: `step()` after each `optimizer.step()`; groups keep their ratios. It sets the rate, as `LambdaLR`
     does, and can follow a warm-up in `SequentialLR`: with `warmup_steps=0` it goes on at η₀, or at what the curvature
-    then allows. Now and then, often at first, it takes one Hessian product of the present batch, or of a slice of
-    it, and goes on from its last vector. Over several processes all see the same curvature, averaged.
+    then allows, which is known after its first step, or after its third with an adaptive optimizer. Now and then, often
+    at first, it takes one Hessian product of the present batch, or of a slice of it, and goes on from its last vector.
+    Over several processes all see the same curvature, averaged.
 
     The rule "stable" (the default; `HomotopyOptions` has the founders' as well): the rate rises from η₀/100 by a
     constant factor a step, never above η₀ nor above `fraction` of the rate at which a quadratic of the largest
