@@ -24,14 +24,6 @@ TINY = [*DATA, "--repeats=1", "--threads=1"]
 
 
 @pytest.fixture
-def load(monkeypatch):
-    """Import a script or helper of the benchmarks by its name."""
-    monkeypatch.setattr(sys, "path", [*sys.path, str(FOLDER)])
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    return importlib.import_module
-
-
-@pytest.fixture
 def printed(load, monkeypatch, capsys):
     """Run a script's `main` with these arguments; what it prints."""
 

@@ -1,6 +1,5 @@
 """The study of the homotopy learning rate runs, at its smallest settings, and its own arithmetic is right."""
 
-import importlib
 import json
 import math
 import sys
@@ -12,15 +11,6 @@ import pytest
 import torch
 
 from losslab.optim.homotopy.rules import is_due
-
-FOLDER = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """Import a script or helper of the benchmarks by its name."""
-    monkeypatch.setattr(sys, "path", [*sys.path, str(FOLDER)])
-    return importlib.import_module
 
 
 @pytest.fixture

@@ -1,10 +1,8 @@
 """The studies of the evaluation framework run at their smallest settings: kills, loop, pruning, false verdicts."""
 
-import importlib
 import multiprocessing
 import os
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,15 +14,7 @@ from losslab.studies.config import apply, make_config
 from losslab.studies.record import RunFolder
 from losslab.studies.train import train
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
 SIZES = {"train": 40, "test": 8}
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """Import a script of the benchmarks by its name."""
-    monkeypatch.setattr(sys, "path", [*sys.path, str(FOLDER)])
-    return importlib.import_module
 
 
 @pytest.fixture

@@ -1,23 +1,13 @@
 """The GPU benchmark of TALT runs at its smallest size, on the CPU, and its own arithmetic is right."""
 
-import importlib
 import json
 import math
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """Import a script or helper of the benchmarks by its name."""
-    monkeypatch.setattr(sys, "path", [*sys.path, str(FOLDER)])
-    return importlib.import_module
 
 
 @pytest.fixture

@@ -176,18 +176,23 @@ def gradients(model: nn.Module) -> list[torch.Tensor]:
     return [parameter.grad.clone() for parameter in model.parameters()]
 
 
+def require_one_path(*trained, steps):
+    """Two networks, each with its optimizer, are where the other is."""
+    for _ in range(steps):
+        for model, optimizer in trained:
+            gradients(model)
+            optimizer.step()
+    (first, _), (second, _) = trained
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-7)
+
+
 def test_attached_to_sgd_it_is_talt():
     first, second = network(), network()
     sgd = torch.optim.SGD(first.parameters(), 0.02)
     attach_talt(sgd, structure="kronecker")
     plain = TALT(second.parameters(), 0.02, structure="kronecker")
-    for _ in range(12):
-        gradients(first)
-        sgd.step()
-        gradients(second)
-        plain.step()
-    for a, b in zip(first.parameters(), second.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-7)
+    require_one_path((first, sgd), (second, plain), steps=12)
 
 
 def test_attached_to_groups_of_talts_it_keeps_their_structures():
@@ -196,13 +201,7 @@ def test_attached_to_groups_of_talts_it_keeps_their_structures():
     attachment = attach_talt(sgd, structure="lowrank")
     plain = TALT(talt_param_groups(second), 0.02, structure="lowrank")
     assert [group["structure"] for group in attachment.talt.param_groups] == ["lowrank", "diagonal"]
-    for _ in range(3):
-        gradients(first)
-        sgd.step()
-        gradients(second)
-        plain.step()
-    for a, b in zip(first.parameters(), second.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-7)
+    require_one_path((first, sgd), (second, plain), steps=3)
 
 
 def test_removed_it_leaves_raw_gradients():

@@ -1,9 +1,7 @@
 """The phase that TALT's statistics tell, and the Hessian products along its way."""
 
-import importlib
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +13,6 @@ from losslab.optim.probe import step_curvature, valley_curvature
 from losslab.optim.talt import TALT
 from second_derivatives import Once
 from untouched import assert_untouched
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 class Quadratic(nn.Module):
@@ -180,9 +176,8 @@ def test_negative_curvature_is_a_saddle(sign, said):
 
 
 @pytest.fixture
-def script(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path, str(BENCHMARKS)])
-    return importlib.import_module("talt_phase")
+def script(load):
+    return load("talt_phase")
 
 
 def test_the_benchmarks_truth_is_the_hessians(script):

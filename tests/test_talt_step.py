@@ -1,22 +1,17 @@
 """What TALT's step is made of: percentiles are torch's; the benchmark of its time runs at its smallest settings."""
 
-import importlib
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from losslab.optim.eigenspace.response import AT_MOST, quantiles
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
-
 
 @pytest.fixture
-def bench(monkeypatch):
+def bench(load):
     """The script."""
-    monkeypatch.setattr(sys, "path", [*sys.path, str(FOLDER)])
-    return importlib.import_module("talt_step")
+    return load("talt_step")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
