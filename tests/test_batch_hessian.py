@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from cases import classes, normal, seeded
+from losslab.operators.gradient_graph import lacks_second_derivative
 from losslab.optim.homotopy.batch_hessian import BatchHessian
 from losslab.optim.homotopy.buffers import kept_buffers
 from quadratics import Quadratic, symmetric
@@ -297,3 +298,10 @@ def test_a_compiled_convolution_has_differences_for_products():
     found = BatchHessian(lambda: cross_entropy(compiled(images), targets), list(model.parameters()))
     assert float((found @ vector - expected).norm()) < 1e-5 * float(expected.norm())
     assert "double backward" in str(found.complaint)
+
+
+def test_what_a_backend_has_given_away_is_a_missing_second_derivative():
+    """torch's words where its default backend compiled linear layers: needs a compiler, so the words alone."""
+    torchs = "This backward function was compiled with non-empty donated buffers which requires create_graph=False"
+    assert lacks_second_derivative(RuntimeError(torchs))
+    assert not lacks_second_derivative(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
