@@ -13,7 +13,7 @@ from losslab.studies.schedules import rate_factor
 from losslab.studies.sections import ScheduleConfig
 
 Settings = dict[str, Any]
-EXAMPLES, FREQUENCY = 16, 25  # what is recommended: see the report's table of costs
+EXAMPLES, FREQUENCY = 16, 100  # what is recommended: see the report's table of costs
 FRACTION = HomotopyOptions().fraction
 _OURS = {"rule": "stable", "examples": EXAMPLES, "frequency": FREQUENCY}
 _FOUNDERS = {"examples": EXAMPLES, "frequency": FREQUENCY}

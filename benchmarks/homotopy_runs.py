@@ -22,8 +22,8 @@ from torch import Tensor
 from losslab.optim import HomotopyLR
 from losslab.studies.models.table import scale_weights
 
-VERSION = "2"  # to be raised when any number of HomotopyLR's changes
-VERSIONS = {("stable", "adamw"): "4"}  # of a rule with an optimizer, where only theirs have changed since
+VERSION = "5"  # to be raised when any number of HomotopyLR's changes
+UNCHANGED = "2"  # of the schedules, which are none of its
 CHECKED = 10  # steps from one look at the loss to the next: each waits for the device
 CURVED = ("quadratic", "mlp")  # tasks whose every loss is kept
 KEPT = ("step", "loss", "lr", "curvature", "hessian_norm", "grad_norm", "target", "seconds")
@@ -39,7 +39,7 @@ class Run(optimizer_runs.Run):
     @property
     def key(self) -> str:
         """Names its file."""
-        version = VERSIONS.get((self.settings.get("rule"), self.optimizer), VERSION)
+        version = VERSION if "rule" in self.settings else UNCHANGED
         said = {**asdict(self), "versions": [TASKS[self.task].version, version]}
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:20]
 

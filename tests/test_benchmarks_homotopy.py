@@ -96,7 +96,7 @@ def test_every_method_has_its_rates(load):
     seed, one = rates(load, "founders' text")
     assert seed[0] == 1.0
     assert max(seed[2:]) < 0.8
-    assert one.estimates == sum(is_due(step, 25) for step in range(20))
+    assert one.estimates == sum(is_due(step, 100) for step in range(20))
 
 
 def test_an_estimate_sees_as_many_examples_as_are_asked_for(load):

@@ -1,21 +1,43 @@
-"""The comparison of adaptive optimizers with others runs at its smallest settings, and compares."""
+"""The comparisons behind the homotopy rate's rule run at their smallest settings, and compare."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
+import pytest
 
 
-def test_what_an_optimizer_is_taken_for_decides(tmp_path, load, monkeypatch, capsys):
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder with a small mnist.npz of noise."""
     generator = np.random.default_rng(0)
     sizes = {"train": 2300, "test": 9}
     images = {f"x_{name}": generator.integers(0, 256, (n, 28, 28), dtype=np.uint8) for name, n in sizes.items()}
     digits = {f"y_{name}": generator.integers(0, 10, n) for name, n in sizes.items()}
     np.savez(tmp_path / "mnist.npz", **images, **digits)
+    return tmp_path
+
+
+def test_what_an_optimizer_is_taken_for_decides(images, load, monkeypatch, capsys):
     script = load("homotopy_adaptive")
-    monkeypatch.setattr(sys, "argv", ["homotopy_adaptive.py", "--data", str(tmp_path), "--seeds", "1", "--steps", "3"])
+    monkeypatch.setattr(sys, "argv", ["homotopy_adaptive.py", "--data", str(images), "--seeds", "1", "--steps", "3"])
     script.main()
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| adamw", "| momentum"))]
     assert [line.split(" | ")[1] for line in rows] == ["adaptive", "of fixed P"] * 2
     for optimizer in ("adamw", "momentum"):
-        one, other = (script.final_loss(optimizer, adaptive, 10.0, 0, tmp_path, 40) for adaptive in (False, True))
+        one, other = (script.final_loss(optimizer, adaptive, 10.0, 0, images, 40) for adaptive in (False, True))
         assert one != other
+
+
+def test_the_bound_of_the_sharpest_batch_is_what_is_compared(images, load, monkeypatch, capsys):
+    script = load("homotopy_long")
+    monkeypatch.setattr(sys, "argv", ["homotopy_long.py", "--data", str(images), "--seeds", "1", "--steps", "3"])
+    script.main()
+    rows = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith(("| warm-up", "| stable", "| forg"))
+    ]
+    assert [line.split(" | ")[0].strip("| ") for line in rows] == ["warm-up 10%, cosine", "stable", "forgetful"] * 2
+    quick = {**script.METHODS[script.DEFAULT], "ema": 0.0, "release": 10.0}  # else so few steps forget nothing
+    monkeypatch.setitem(script.METHODS, script.DEFAULT, quick)
+    one, other = (script.final_loss("momentum", name, 10.0, 0, images, 60) for name in ("stable", "forgetful"))
+    assert one != other

@@ -95,9 +95,22 @@ def test_estimates_are_many_at_first():
         return [step for step in range(400) if is_due(step, frequency)]
 
     assert due(1) == list(range(400))
-    assert due(10)[:16] == [*range(9), 10, 12, 15, 16, 20, 24, 28]
-    assert [step for step in due(10) if step >= 100] == list(range(100, 400, 10))
-    assert len(due(10)) < 60
+    assert due(10)[12:24] == [12, 13, 14, 15, 16, 18, 20, 22, 24, 26, 28, 30]
+    assert [step for step in due(10) if step >= 128] == list(range(130, 400, 10))
+    often = due(100)
+    for low in (16, 32, 64, 128):  # eight for each doubling
+        assert sum(low <= step < 2 * low for step in often) == 8
+
+
+def test_the_rate_stays_below_the_sharpest_batchs_bound_for_good():
+    """Where batches are fitted curvature vanishes: the followed λ forgets, the bound of the largest does not."""
+    rule = RateRule(HomotopyOptions(warmup_steps=0, fraction=0.25, ema=0.5, release=2.0), limit=2.0)
+    rates = []
+    for step, number in enumerate((8.0, 8.0, 1e-3, 1e-6, 1e-9, 1e-12)):
+        rule.take(curved(number))
+        rule.advance(1.0, step)
+        rates.append(rule.rate)
+    assert rates == pytest.approx([0.0625, 0.0625, 0.125, 0.25, 0.25, 0.25])  # 2/8, and a quarter of it at first
 
 
 def test_exact_percentiles():
@@ -187,7 +200,8 @@ def test_the_stable_rule_along_a_way():
             rule.take(curved(0.04))  # 0.4 is reckoned with: half the way down, by the logarithm
         rule.advance(1.0, step)
         rates.append(rule.at(step + 1))
-    expected = [0.01, 0.01 * growth**2, 0.01 * growth**3, 0.25, 0.25, 0.25, 0.375, 0.5625, 0.84375]
+    # 2/4, the bound of the largest λ, is where it ends
+    expected = [0.01, 0.01 * growth**2, 0.01 * growth**3, 0.25, 0.25, 0.25, 0.375, 0.5, 0.5]
     assert rates[0] == 0.01
     assert rates[1:3] == pytest.approx([0.01 * growth, 0.01 * growth**2])
     assert rates[3:] == pytest.approx(expected[3:])
@@ -205,10 +219,31 @@ def test_an_adaptive_optimizer_survives_one_sharp_batch():
             rule.take(curved(number))
             found[adaptive].append(rule.curvature)
         rule.advance(1.0, 0)
-        assert rule.at(1) == pytest.approx(rule.target(1.0) / rule.curvature)
+        assert rule.sharpest == (32.0 if adaptive else 64.0)
+        assert rule.at(1) == pytest.approx(min(0.8 / rule.curvature, 2 / rule.sharpest))
     # medians: 4, 32, 16, 16; peaks are forgotten by half, of the logarithm
     assert found[False] == pytest.approx([4, 64, 16, 32, 2**4.5, 2**4.25])
     assert found[True] == pytest.approx([NAN, NAN, 4, 32, 2**4.5, 2**4.25], nan_ok=True)
+
+
+def test_without_a_rise_an_adaptive_optimizer_is_held_back_from_its_first_estimate_on():
+    """λ is far too large after the first step: it brakes; once there are three the rate begins anew at the median's."""
+    rule = RateRule(HomotopyOptions(warmup_steps=0, fraction=0.5), limit=2.0, adaptive=True)
+    rates = []
+    for step, number in enumerate((4000.0, 8.0, 4.0, 4.0)):
+        rule.take(curved(number))
+        rule.advance(1.0, step)
+        rates.append(rule.at(step + 1))
+    # medians: 8, 4; the peak of 8 is forgotten to 8^0.9·4^0.1, and the rate follows by 2 % a step at most
+    assert rates == pytest.approx([1 / 4000, 1 / 8, 1 / 8, 1.02 / 8])
+
+
+def test_where_nothing_was_measured_a_rate_goes_on():
+    """As after a resumption: the rate that the optimizer had is not η₀ again before the next estimate."""
+    rule = RateRule(HomotopyOptions(warmup_steps=0), limit=2.0, adaptive=True)
+    rule.rate = 0.01
+    rule.advance(1.0, 7)
+    assert rule.rate == pytest.approx(0.0102)
 
 
 def test_the_last_estimates_are_saved():

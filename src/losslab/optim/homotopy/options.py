@@ -31,7 +31,7 @@ class HomotopyOptions:
         target_percentile: Which one.
         target_window: Of how many of the last κ, exactly; "p2": of all, nearly, in constant memory.
         floor: The founders' rules: the smallest η/η₀, so that training cannot stall. They had none.
-        frequency: Steps from one estimate to the next; more often in the first `4·frequency` steps.
+        frequency: Steps from one estimate to the next; more often in the first `8·frequency` steps and some.
         ema: How much of the curvature before stays in its average; with "stable", in how far it is believed to have
             fallen.
         min_lr: Of the first group that has a rate, whatever the rule says.
@@ -53,7 +53,7 @@ class HomotopyOptions:
     target_percentile: float = 0.75
     target_window: int | Literal["p2"] = 1000
     floor: float = 0.0
-    frequency: int = 25
+    frequency: int = 100
     ema: float = 0.9
     min_lr: float = 0.0
     max_lr: float = math.inf

@@ -26,13 +26,15 @@ class RateRule:
     Attributes:
         curvature: What is reckoned with: κ averaged, or with "stable" the λ followed; NaN before the first, with an
             adaptive optimizer before the third.
+        sharpest: The largest λ that was ever reckoned with. Once the batches are fitted their curvature vanishes, and
+            says nothing of what a step away from here would meet: the rate stays below limit/sharpest for good.
         rate: η before the decay; NaN before the first step.
     """
 
     def __init__(self, options: HomotopyOptions, limit: float, *, adaptive: bool = False) -> None:
         self.options, self.limit, self.adaptive = options, limit, adaptive
         self.recent: list[float] = []
-        self.curvature, self.rate = math.nan, math.nan
+        self.curvature, self.rate, self.sharpest = math.nan, math.nan, 0.0
         level, window = options.target_percentile, options.target_window
         self.percentile = P2Percentile(level) if window == "p2" else WindowedPercentile(level, window)
 
@@ -43,7 +45,9 @@ class RateRule:
             count = RECENT if self.adaptive else 1
             self.recent = [*self.recent, found.hessian_norm][-count:]
             if len(self.recent) == count:
-                self.curvature = followed(self.curvature, statistics.median(self.recent), memory)
+                middle = statistics.median(self.recent)
+                self.curvature = followed(self.curvature, middle, memory)
+                self.sharpest = max(self.sharpest, middle)
             return
         self.curvature = averaged(self.curvature, found.kappa, memory)
         if math.isfinite(found.kappa):
@@ -66,7 +70,12 @@ class RateRule:
         """
         options, begins = self.options, math.isnan(self.rate)
         if options.rule == "stable":
-            ceiling = min(base, stable_rate(self.curvature, self.limit, options.fraction))
+            curvature = self.curvature
+            if not options.rise and math.isnan(curvature) and self.recent:
+                # At full rate already: until three are there the last one holds it back, and is then forgotten.
+                curvature, begins = self.recent[-1], True
+            bounds = ((curvature, options.fraction), (self.sharpest, 1.0))
+            ceiling = min(base, *(stable_rate(bound, self.limit, part) for bound, part in bounds))
         else:
             threshold = options.rule == "seed_threshold"
             target = self.target(base) if target is None else target
@@ -91,10 +100,11 @@ class RateRule:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""
-        own = {"curvature": self.curvature, "recent": list(self.recent), "rate": self.rate}
+        own = {"curvature": self.curvature, "sharpest": self.sharpest, "recent": list(self.recent), "rate": self.rate}
         return {**own, "percentile": self.percentile.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
         self.curvature, self.recent, self.rate = state["curvature"], list(state["recent"]), state["rate"]
+        self.sharpest = state["sharpest"]
         self.percentile.load_state_dict(state["percentile"])

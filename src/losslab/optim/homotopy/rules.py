@@ -83,11 +83,13 @@ def decayed(step: int, start: int, total: int | None, shape: str) -> float:
 
 
 def is_due(step: int, frequency: int) -> bool:
-    """Whether curvature is measured after this step: in each at first, every `frequency` steps in the end.
+    """Whether curvature is measured after this step: in each at first, ever more seldom, every `frequency` in the end.
 
-    Curvature changes fastest at the start, and a rate that rises must not run ahead of what is known.
+    Curvature changes fastest at the start, and a rate that rises must not run ahead of what is known. The interval is
+    the largest power of two that is at most an eighth of the steps so far, so that eight estimates follow each doubling
+    of them.
 
-    >>> [step for step in range(60) if is_due(step, 10)]
-    [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 16, 20, 24, 28, 32, 36, 40, 50]
+    >>> [step for step in range(14, 100) if is_due(step, 10)]
+    [14, 15, 16, 18, 20, 22, 24, 26, 28, 30, 32, 36, 40, 44, 48, 52, 56, 60, 64, 72, 80, 88, 96]
     """
-    return step % max(1, min(frequency, step // 4)) == 0
+    return step % min(frequency, 1 << max(0, (step // 8).bit_length() - 1)) == 0

@@ -27,16 +27,17 @@ class HomotopyLR(Follower, LRScheduler):
 
     A torch scheduler: `step()` after each `optimizer.step()`; groups keep their ratios. It sets the rate, as `LambdaLR`
     does, and can follow a warm-up in `SequentialLR`: with `warmup_steps=0` it goes on at η₀, or at what the curvature
-    then allows, which is known after its first step, or after its third with an adaptive optimizer. Now and then, often
-    at first, it takes one Hessian product of the present batch, or of a slice of it, and goes on from its last vector.
-    Over several processes all see the same curvature, averaged.
+    then allows, which is known after its first step. Now and then, often at first, it takes one Hessian product of the
+    present batch, or of a slice of it, and goes on from its last vector. Over several processes all see the same
+    curvature, averaged.
 
     The rule "stable" (the default; `HomotopyOptions` has the founders' as well): the rate rises from η₀/100 by a
     constant factor a step, never above η₀ nor above `fraction` of the rate at which a quadratic of the largest
     curvature diverges (Cohen et al. 2021, 2022: λ_max(P^(−½)HP^(−½)) < limit/η, P the optimizer's preconditioner). It
     brakes at once and recovers slowly. An adaptive optimizer's P answers an overshoot: with it what counts is the
-    median of the last three estimates, once there are three. With `total_steps` it falls to zero along a cosine. So a
-    rate η₀ that is too large costs little, and nothing else needs tuning.
+    median of the last three estimates, once there are three, and before that nothing, or with `warmup_steps=0` the
+    last. With `total_steps` it falls to zero along a cosine. So a rate η₀ that is too large costs little, and nothing
+    else needs tuning.
 
     Args:
         optimizer: Any. Of one whose limit is not known (not SGD, Adam, AdamW, RMSprop, TALT) "stable" has no brake, and
