@@ -3,7 +3,7 @@
 The baseline is the loop that one would write, as the published implementation does: for each pivot in turn a batch from
 the loader, the pivot's weights into the module, one backward pass (at the ends only a forward pass); then each pivot's
 tangent and projection. Both sides move the same number of pivots by the same rule (the baseline's is
-`losslab.probes.paths.band_reference`), from the same start, with the same batch size.
+`band_reference`), from the same start, with the same batch size.
 """
 
 import itertools
@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 
 import torch
+from band_reference import relax_one_by_one
 from table import markdown, spread
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -18,7 +19,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from losslab import EmpiricalRisk
 from losslab.probes.partial import PartialFile
 from losslab.probes.paths.band import Relaxation, straight
-from losslab.probes.paths.band_reference import relax_one_by_one
 from losslab.probes.paths.band_schedule import ElasticBandOptions, schedule_of
 from losslab.probes.paths.potential import NetworkPotential
 from losslab.studies.models import SimpleCNN
@@ -74,7 +74,7 @@ def _row(name: str, rounds: int, steps: int) -> list[str]:
 
 
 def _together(risk, data, start: Tensor, end: Tensor, num_nodes: int, steps: int, times: list[float]) -> Tensor:
-    risk.batches = data
+    risk = risk.held_as(data)
     state, plan = straight(start, end, num_nodes), schedule_of([[steps, 0.01]])
     relaxation = Relaxation(NetworkPotential(risk), state, plan, ElasticBandOptions(), 0, PartialFile(None, ""), None)
     state.cycle = 1

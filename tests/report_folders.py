@@ -127,7 +127,8 @@ def noise(seed: int = 0):
         "hessian_top": 13.0 * (seed + 1),
         "hessian_error": 1e-5,
     }
-    values |= {"ratio": (8.0 + seed) / (13.0 * (seed + 1)), "covariance_trace": 40.0, "num_examples": 512}
+    values |= {"ratio": (8.0 + seed) / (13.0 * (seed + 1)), "ratio_error": 0.03}
+    values |= {"covariance_trace": 40.0, "num_examples": 512}
     return values | {"matvecs": 60, "status": "converged", "seed": 0}, {}
 
 

@@ -8,7 +8,6 @@ import torch
 
 import potentials
 from losslab.probes.paths import band as module
-from losslab.probes.paths.band_reference import relax_one_by_one
 from losslab.probes.paths.path_profile import PathProfile
 from losslab.probes.paths.tangents import lengths, nudged
 from losslab.status import Status, StopRequested
@@ -100,7 +99,7 @@ def test_no_spike_stays_in_the_last_gap():
 
 @pytest.mark.parametrize("options", [{}, {"spring": 50.0}, {"weight_decay": 3.0}, {"momentum": 0.0}], ids=str)
 @pytest.mark.parametrize("climb", [False, True], ids=["plain", "climbing"])
-def test_agrees_with_the_readable_one(options, climb):
+def test_agrees_with_the_readable_one(load, options, climb):
     band = relaxation(muller_brown, MINIMUM_A, MINIMUM_B, 7, [[25, 2e-4, 0, climb]], **options)
     path = list(band.state.path.clone())
     band.run()
@@ -110,7 +109,7 @@ def test_agrees_with_the_readable_one(options, climb):
         loss = muller_brown(leaf[None])[0]
         return loss.item(), torch.autograd.grad(loss, leaf)[0]
 
-    expected = relax_one_by_one(evaluate, path, steps=25, lr=2e-4, climb=climb, **options)
+    expected = load("band_reference").relax_one_by_one(evaluate, path, steps=25, lr=2e-4, climb=climb, **options)
     torch.testing.assert_close(band.state.path, torch.stack(expected), rtol=1e-9, atol=1e-9)
     assert (band.state.path - torch.stack(path)).norm() > 0.1
 

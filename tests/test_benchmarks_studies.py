@@ -95,9 +95,11 @@ def test_false_verdicts(printed, load):
     rng = np.random.default_rng(0)
     far = script.compared(rng, 3, 7, faster=20.0)
     assert script.found(far)
-    assert script.false(far)
+    assert script.in_steps(far)
+    assert script.in_time(far)
+    assert script.by_interval(far)
     assert not script.found(script.compared(rng, 3, 7, faster=0.05))
-    assert script.rate(2, 2, 5, 20.0, script.found) == "100.0 ± 0.0 %"
+    assert script.rates(2, 2, 5, 20.0, script.found, script.in_time) == ["100.0 ± 0.0 %"] * 2
 
 
 def test_founding_runs(printed, tmp_path):

@@ -1,9 +1,12 @@
 """The honest comparison: its plan, its protocol (played through with fakes), one small real one, its report."""
 
+import dataclasses
+import itertools
 import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -12,14 +15,14 @@ from losslab import cli
 from losslab.report import comparison_page
 from losslab.report.charts.comparison import charts
 from losslab.report.comparison import read
-from losslab.report.comparison_table import remarks
+from losslab.report.comparison_table import pair_cells, remarks
 from losslab.status import Status, StopRequested
 from losslab.studies.compare import protocol
-from losslab.studies.compare.measured import SeedRun, baseline_of
+from losslab.studies.compare.measured import SeedRun, baseline_of, pairings
 from losslab.studies.compare.plan import load_plan, make_plan
 from losslab.studies.compare.protocol import compare
 from losslab.studies.compare.result import UNKNOWN, Comparison, Contender, Pairing, load
-from losslab.studies.compare.statistics import Estimate, holm, smallest_p
+from losslab.studies.compare.statistics import Estimate, holm, paired_test, smallest_p
 from losslab.studies.compare.verdict import target_in_words, verdict
 from losslab.studies.config import apply
 from losslab.studies.config_file import ConfigError
@@ -72,6 +75,10 @@ def values(**changes) -> dict:
         ({"baseline": "adam"}, r"baseline: unknown optimizer 'adam', did you mean 'adamw'"),
         ({"trials": 0}, r"trials: expected an integer >= 1, got 0"),
         ({"robustness": {"initialisations": 6}}, r"robustness.initialisations: expected at most as many as seeds"),
+        (
+            {"robustness": {"learning_rates": 4}},
+            r"robustness.learning_rates: expected an odd number, the tuned rate in the middle, got 4; take 5",
+        ),
         ({"robustness": {"scales": [0]}}, r"robustness.scales.0: expected a number > 0, got 0"),
         ({"trails": 3}, r"trails: unknown key, did you mean 'trials'"),
         ({"base": {"model": {"widht": 3}}}, r"base.model.widht: unknown key, did you mean 'width'"),
@@ -214,12 +221,13 @@ def test_the_protocol(lab, tmp_path):
     assert adamw.seconds == pytest.approx([20 * 0.003] * 5)
     assert adamw.final == adamw.best == (0.95,) * 5
     assert (adamw.rate_share, adamw.scale_share) == (1.0, 1.0)
-    assert found.status is Status.complete
+    assert (found.status, found.validation_examples) == (Status.complete, 359)
     assert any("no p below 0.062 is possible" in text for text in remarks(found))
     (pair,) = found.pairs
     assert (pair.first, pair.second, pair.n) == ("adamw", "sgd", 5)
     assert pair.steps_ratio == Estimate(0.5, 0.5, 0.5)
     assert (pair.p, pair.p_corrected, pair.smallest_p) == (0.0625, 0.0625, 0.0625)
+    assert (pair.seconds_p, pair.seconds_p_corrected) == (0.0625, 0.0625)
     assert found.verdicts == (
         "adamw reached 90 % validation accuracy in 0.50× [0.50, 0.50] of sgd's steps but 1.50× [1.50, 1.50] of its "
         "time, n = 5.",
@@ -258,9 +266,7 @@ def test_stopped_before_the_seeds_there_is_no_verdict(lab, tmp_path):
     assert found.verdicts == ("No verdict on adamw yet: 2 of 5 seeds are done.",)
     lab.jobs.clear()
     found = compare(make_plan(values(target={"value": "auto"})), tmp_path / "auto")
-    assert found.verdicts == (
-        "No verdict on adamw yet: the target, the median of sgd's runs, needs them all.",
-    )
+    assert found.verdicts == ("No verdict on adamw yet: the target, the median of sgd's runs, needs them all.",)
     assert math.isnan(found.target)
     assert [contender.runs for contender in found.contenders] == [3, 2]
 
@@ -358,13 +364,15 @@ def test_of_several_baselines_the_best_tuned_counts():
 # The verdict.
 
 
-def comparison(first: tuple, second: tuple, ratio: Estimate, time: Estimate, p: float = 0.0625) -> tuple:
+def comparison(
+    first: tuple, second: tuple, ratio: Estimate, time: Estimate, p: float = 0.0625, time_p: float = 0.0625
+) -> tuple:
     contenders = []
     for name, steps in (("adamw", first), ("sgd", second)):
         middle = sorted(steps)[len(steps) // 2]
         estimate = Estimate(middle, min(steps), max(steps))
         contenders.append(Contender(name, steps=steps, final=steps, median_steps=estimate))
-    pair = Pairing("adamw", "sgd", len(first), ratio, time, UNKNOWN, p, p, 0.0625)
+    pair = Pairing("adamw", "sgd", len(first), ratio, time, UNKNOWN, p, p, 0.0625, time_p, time_p)
     found = Comparison(
         Status.complete, "validation_accuracy", 0.97, False, "sgd", 1000, (1, 2, 3, 4, 5), 0, 16, "",
         contenders=tuple(contenders), pairs=(pair,),
@@ -443,6 +451,56 @@ def test_where_seeds_are_few_all_must_agree():
 
     assert claimed(2 / 64)
     assert not claimed(8 / 64)
+
+
+def test_a_factor_in_time_needs_the_test_too():
+    """Its interval excludes 1, but one seed of five was slower."""
+    found, pair = comparison(FAST, SLOW, CLEAR, Estimate(0.55, 0.41, 0.7), time_p=0.125)
+    assert pair.significant
+    assert not pair.significant_in_time
+    assert "steps with no significant difference in time (0.55× [0.41, 0.70]), n = 5." in verdict(found, pair)
+    assert [cell.reason != "" for cell in pair_cells(found, pair)[:2]] == [False, True]
+
+
+def test_steps_and_times_are_two_families_of_tests():
+    """Three optimizers, seven seeds: all agree on the steps; two of the three pairs differ in time."""
+    seeds = np.arange(7.0)
+    steps = {"a": 10 + seeds, "b": 30 + seeds, "c": 60 + seeds}
+    price = {"a": np.full(7, 3.0), "b": np.ones(7), "c": np.ones(7)}
+    price["a"][3:] = 1.0  # a's steps are dearer in three seeds: there it is not sooner than b
+    contenders = [
+        Contender(name, steps=tuple(row), seconds=tuple(row * price[name]), final=tuple(row))
+        for name, row in steps.items()
+    ]
+    pairs = pairings(contenders, "b")
+    assert [pair.p for pair in pairs] == [smallest_p(7)] * 3
+    alone = [paired_test(one.seconds, other.seconds) for one, other in itertools.combinations(contenders, 2)]
+    assert [pair.seconds_p for pair in pairs] == alone
+    assert alone[0] > 0.05 > max(alone[1:]) == smallest_p(7)
+    assert [pair.p_corrected for pair in pairs] == [3 * smallest_p(7)] * 3
+    assert [pair.seconds_p_corrected for pair in pairs] == holm(alone)
+    assert [pair.significant for pair in pairs] == [True] * 3
+    assert [pair.significant_in_time for pair in pairs] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("metric", "target", "examples", "says"),
+    [
+        ("validation_accuracy", 1.0, 30, ["The target is 100 %, the most there is: "]),
+        ("validation_accuracy", 0.9, 100, ["The target rests on 100 validation examples: one of them is 1 pp, and"]),
+        ("validation_accuracy", 0.97, 359, []),  # a standard error of 0.9 points
+        ("validation_accuracy", 0.9, 0, []),  # a record from before they were counted
+        ("validation_accuracy", NAN, 100, []),
+        ("validation_loss", 1.0, 30, []),
+    ],
+)
+def test_a_target_on_few_examples_is_told(metric, target, examples, says):
+    found, _ = comparison(FAST, SLOW, CLEAR, SAME)
+    found = dataclasses.replace(found, metric=metric, target=target, validation_examples=examples)
+    told = [text for text in remarks(found) if text.startswith("The target")]
+    assert [text.startswith(start) for text, start in zip(told, says, strict=True)] == [True] * len(says)
+    if examples == 100 and says:
+        assert "off by 3 pp (standard error)" in told[0]
 
 
 def test_a_factor_needs_finite_medians_over_the_pairs():

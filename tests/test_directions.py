@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from cases import Tied, classes, mlp, normal, paired, seeded
+from filters import filter_norms
 from losslab.params import ParameterSpace
 from losslab.probes.plane import line, plane
 from losslab.probes.planes.directions import filter_normalized, layer_normalized
@@ -37,7 +38,7 @@ def test_orthogonal_and_of_the_weights_length_in_every_piece(make):
             assert float(a.norm()) == pytest.approx(float(w.norm()), rel=1e-12)
             assert abs(float((a * b).sum())) < 1e-12 * float(w.norm()) ** 2
     assert abs(float(first @ second)) < 1e-12
-    norms = [torch.cat(space.filter_norms(v)) for v in (theta, first, second)]
+    norms = [torch.cat(filter_norms(space, v)) for v in (theta, first, second)]
     same = [bool(torch.allclose(n, norms[0], rtol=1e-12)) for n in norms[1:]]
     assert same == [make is filter_normalized] * 2
 

@@ -16,7 +16,6 @@ from losslab.operators.minibatches import minibatch_loss, minibatches
 from losslab.operators.risk import EmpiricalRisk
 from losslab.probes import PROBES
 from losslab.probes.elastic_band import elastic_band
-from losslab.probes.paths.band_reference import relax_one_by_one
 from losslab.probes.paths.band_schedule import SCHEDULES, Cycle, ElasticBandOptions, Schedule, schedule_of
 from losslab.probes.paths.potential import NetworkPotential
 from losslab.status import Status, StopRequested
@@ -43,7 +42,7 @@ def ends(risk: EmpiricalRisk, size: float = 0.5) -> tuple[torch.Tensor, torch.Te
 
 @pytest.mark.parametrize("whole", [False, True], ids=["one batch a step", "all data"])
 @pytest.mark.parametrize("name", CASES)
-def test_agrees_with_one_pivot_after_another(name, whole):
+def test_agrees_with_one_pivot_after_another(load, name, whole):
     risk = CASES[name]().risk()
     a, b = ends(risk)
     result = elastic_band(
@@ -61,7 +60,7 @@ def test_agrees_with_one_pivot_after_another(name, whole):
         return loss.item(), risk.space.flatten(found)
 
     path = [torch.lerp(a, b, i / 4) for i in range(5)]
-    expected = torch.stack(relax_one_by_one(evaluate, path, steps=5, lr=0.05)).numpy()
+    expected = torch.stack(load("band_reference").relax_one_by_one(evaluate, path, steps=5, lr=0.05)).numpy()
     assert result.best_cycle == 1
     np.testing.assert_allclose(result.pivots, expected, rtol=1e-9, atol=1e-9)
     assert np.linalg.norm(expected - torch.stack(path).numpy()) > 1e-3

@@ -132,9 +132,7 @@ def test_sgds_mean_path_follows_the_modified_loss(kind):
     for eta in (0.02, 0.04):
         end = mean_epoch(losses, theta, eta)
         plain = np.linalg.norm(end - flow(gradient, theta, 3 * eta))
-        modified = np.linalg.norm(
-            end - flow(lambda v, eta=eta: gradient(v) + eta * correction(v), theta, 3 * eta)
-        )
+        modified = np.linalg.norm(end - flow(lambda v, eta=eta: gradient(v) + eta * correction(v), theta, 3 * eta))
         errors[eta] = plain, modified
         assert modified < 0.2 * plain
     assert errors[0.04][0] / errors[0.02][0] == pytest.approx(4, rel=0.2)

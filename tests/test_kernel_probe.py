@@ -176,7 +176,7 @@ def test_batchnorm_and_images():
 
 def test_targets_that_are_no_labels_leave_the_spectrum():
     model = mlp().double()
-    batches = [(normal(4, 4), torch.tensor([0, 1]).repeat(2, 1)[:1])]
+    batches = [(normal(4, 4), torch.tensor([0, 1]).repeat(4, 1))]
     risk = EmpiricalRisk(model, lambda output, target: output.square().mean(), batches)
     result = kernel(risk, num_steps=2)
     assert np.isfinite(result.eigenvalues).all()

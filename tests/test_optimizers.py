@@ -16,12 +16,12 @@ from losslab.optim.groups import hidden_matrices
 from losslab.status import StopRequested
 from losslab.studies import optimizers
 from losslab.studies.config import apply, from_assignments, make_config
-from losslab.studies.optimizer_rows import BASES, ROWS, row_of
+from losslab.studies.optimizer_rows import BASES, NAMES, OWN, ROWS, row_of
+from losslab.studies.optimizer_section import OptimizerConfig
 from losslab.studies.optimizers import OPTIMIZERS, build_optimizer, evaluating, keeps_an_average, second_gradient
 from losslab.studies.packing import pack, unpack
 from losslab.studies.record import RunFolder
 from losslab.studies.runs import load_run
-from losslab.studies.sections import OptimizerConfig
 from losslab.studies.talt_section import TALTConfig
 from losslab.studies.train import train
 
@@ -35,6 +35,9 @@ every_row = pytest.mark.parametrize("row", ROWS)
 
 def configured(row, **values):
     name, _, base = row.partition(" on ")
+    if row == OWN:
+        name, rate = "module:torch.optim.AdamW", {key: values.pop(key) for key in ("lr",) if key in values}
+        values = {**rate, "options": values}
     return OptimizerConfig.model_validate({"name": name, **({"base": base} if base else {}), **values})
 
 
@@ -610,7 +613,7 @@ def test_another_optimizer_starts_from_its_own_defaults():
 
 def test_tables_have_the_same_rows():
     assert {row_of(name, None) for name in OPTIMIZERS} <= set(ROWS)
-    assert {row.partition(" on ")[0] for row in ROWS} == set(OPTIMIZERS)
+    assert list(NAMES) == list(OPTIMIZERS)
     assert {row.partition(" on ")[0] for row in ROWS if " on " in row} == set(BASES)
 
 
@@ -636,8 +639,9 @@ def test_documented_defaults_are_those_of_the_rows():
     page = (Path(__file__).parents[1] / "docs" / "optimizers.md").read_text(encoding="utf-8")
     table = page.partition("## The table")[2].partition("Memory is")[0]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| `")]
-    assert [cell[0].strip("`") for cell in cells] == list(OPTIMIZERS)
-    for name, _, settings, rate, _, _ in cells:
+    assert [cell[0].strip("`") for cell in cells] == [*OPTIMIZERS, OWN]
+    assert float(cells[-1][3]) == ROWS[OWN]["lr"]
+    for name, _, settings, rate, _, _ in cells[:-1]:
         row = ROWS[row_of(name.strip("`"), None)]
         assert float(rate.split(";")[0]) == row["lr"]
         for key in row.keys() - {"lr"}:

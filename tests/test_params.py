@@ -1,10 +1,13 @@
 """ParameterSpace: the parameters as one vector, and back."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
 
 from cases import Tied, Unused, conv_batchnorm, mlp, normal, seeded
+from filters import filter_norms
 from losslab.params import ParameterSpace
 
 
@@ -92,6 +95,26 @@ def test_channels_last_weights_keep_their_logical_order():
     assert torch.equal(space.vector(), expected)
     space.assign(2 * expected)
     assert torch.equal(conv.weight.detach().contiguous().flatten(), 2 * expected[:-4])
+
+
+@pytest.mark.parametrize("pattern", ["second.weight", "second*"])
+def test_a_pattern_of_a_tied_weights_other_name_is_told_the_first(pattern):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+            self.second.weight = self.first.weight
+            self.head = nn.Linear(4, 2)
+
+    message = f"params: {pattern!r} matches 'second.weight', which is tied to 'first.weight'"
+    with pytest.raises(ValueError, match=re.escape(message) + ".*pass 'first.weight'"):
+        ParameterSpace(Twice(), pattern)
+    with pytest.raises(ValueError, match="no trainable parameter matches 'third"):
+        ParameterSpace(Twice(), "third*")
+    frozen = Twice()
+    frozen.first.weight.requires_grad_(False)
+    with pytest.raises(ValueError, match="no trainable parameter matches 'second"):
+        ParameterSpace(frozen, pattern)
 
 
 def test_tied_weights_count_once():
@@ -190,7 +213,7 @@ def test_filters_against_a_plain_loop():
             continue
         filters = [view] if view[0].numel() == 1 else list(view)
         expected.append(torch.stack([f.norm() for f in filters]))
-    got = space.filter_norms(vector)
+    got = filter_norms(space, vector)
     assert [len(g) for g in got] == [len(e) for e in expected] == [3, 3, 1, 5, 1, 1]
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b)
@@ -211,7 +234,7 @@ def test_filters_of_transposed_convolutions_lead_into_one_output(groups):
     """Moving one filter moves one output channel, and no other."""
     layer = seeded(lambda: nn.ConvTranspose2d(4, 6, (3, 2), groups=groups)).double()
     space, x = ParameterSpace(layer, "weight"), normal(2, 4, 5, 5)
-    (norms,) = space.filter_norms(space.vector())
+    (norms,) = filter_norms(space, space.vector())
     assert len(norms) == 6
     before = layer(x)
     for channel in range(6):
@@ -236,15 +259,15 @@ def test_filters_of_fused_embedded_and_transposed_weights():
     """Fused queries, keys and values have a filter for each of their rows; GPT-2's layers one for each column."""
     fused = seeded(lambda: nn.MultiheadAttention(4, 2))
     space = ParameterSpace(fused, "in_proj_weight")
-    (norms,) = space.filter_norms(space.vector())
+    (norms,) = filter_norms(space, space.vector())
     torch.testing.assert_close(norms, fused.in_proj_weight.detach().norm(dim=1))
     assert len(norms) == 12
     space = ParameterSpace(Conv1D())
-    torch.testing.assert_close(space.filter_norms(space.vector())[0], torch.tensor([9.0, 17.0, 29.0]).sqrt())
+    torch.testing.assert_close(filter_norms(space, space.vector())[0], torch.tensor([9.0, 17.0, 29.0]).sqrt())
     space = ParameterSpace(nn.Embedding(7, 3))
-    assert len(space.filter_norms(space.vector())[0]) == 7
+    assert len(filter_norms(space, space.vector())[0]) == 7
     space = ParameterSpace(nn.LSTM(3, 2))  # four gates of two units
-    assert [len(norms) for norms in space.filter_norms(space.vector())] == [8, 8]
+    assert [len(norms) for norms in filter_norms(space, space.vector())] == [8, 8]
 
 
 def test_norm_is_taken_in_double_precision():

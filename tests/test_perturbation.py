@@ -115,7 +115,18 @@ def test_rounding_is_no_deviation():
     result = perturbation(risk, k=1, num_random=1, distance=0.01, relative=False)
     np.testing.assert_array_equal(result.valid_to, np.full(2, result.distance))
     assert (np.abs(result.fitted - 1e-3) < 3 * result.fitted_errors).all()
-    assert all(remark.endswith("they agree") for remark in result.remarks)
+    assert all("not measurable in float32; take a larger distance" in remark for remark in result.remarks)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_does_not_claim_to_agree(dtype):
+    """Curvatures 1 and 3 on a loss near 1: what is fitted to rounded losses says nothing of either."""
+    risk = function(lambda w: 1 + 0.5 * w[0] ** 2 + 1.5 * w[1] ** 2, [0.1, 0.2], dtype)
+    result = perturbation(risk, k=1, num_random=1, distance=0.01, relative=False)
+    name = str(dtype).removeprefix("torch.")
+    assert all(f"not measurable in {name}" in remark and "agree" not in remark for remark in result.remarks)
+    far = perturbation(risk, k=1, num_random=0, distance=2.0, relative=False)
+    assert "not measurable" not in far.remarks[0]  # λ = 3 on a loss that rises by 6
 
 
 def test_the_error_of_a_fit_is_the_scatter_over_noise():

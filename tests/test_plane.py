@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from cases import classes, conv_batchnorm, mlp, normal, paired, seeded
+from filters import filter_norms
 from losslab.operators.risk import EmpiricalRisk
 from losslab.params import ParameterSpace
 from losslab.probes.plane import line, plane
@@ -43,16 +44,16 @@ def test_filters_have_the_weights_norm_and_are_orthogonal():
     theta, generator = space.vector(), make_generator(0)
     first = filter_normalized(space, theta, generator)
     second = filter_normalized(space, theta, generator, orthogonal_to=first)
-    weights = space.filter_norms(theta)
+    weights = filter_norms(space, theta)
     for direction in (first, second):
         for name, view, own in zip(space.names, space.views(direction), space.views(theta), strict=True):
             if own.ndim < 2 or name == "dead":
                 assert (view == 0).all(), name
     for name, d, w in zip([n for n, s in zip(space.names, space.shapes, strict=True) if len(s) > 1],
-                          space.filter_norms(first), weights, strict=True):  # fmt: skip
+                          filter_norms(space, first), weights, strict=True):  # fmt: skip
         torch.testing.assert_close(d, w, rtol=1e-13, atol=0, msg=name)
     for name, d, w in zip(["wide", "conv", "single", "dead"],
-                          [space.filter_norms(second)[i] for i in _order(space)], [weights[i] for i in _order(space)],
+                          [filter_norms(space, second)[i] for i in _order(space)], [weights[i] for i in _order(space)],
                           strict=True):  # fmt: skip
         # A filter of a single entry has no second direction.
         torch.testing.assert_close(d, 0 * w if name == "single" else w, rtol=1e-13, atol=0, msg=name)

@@ -65,7 +65,7 @@ def test_the_table_shows_the_numbers(html):
         "3.5 ± 1e−4",  # the two errors together
         "51.2 ± 1.5",
         "43.5",
-        "0.6154",
+        "0.615 ± 0.030",
         "ε = 0.5 (5 %)",
         "31 % of all",
         "208",

@@ -9,12 +9,22 @@ import yaml
 
 from losslab.studies.config import apply, make_config
 from losslab.studies.config_file import ConfigError
-from losslab.studies.optimizer_rows import ROWS, defaults
-from losslab.studies.spaces import SPACES, TALT_FIXES, Choice, Range, make_space, plain, space_of
+from losslab.studies.optimizer_rows import NAMES, defaults
+from losslab.studies.spaces import ANY_RATE, SPACES, TALT_FIXES, Choice, Range, make_space, plain, space_of
 
 
 def test_every_optimizer_has_a_space():
-    assert list(SPACES) == list(dict.fromkeys(row.partition(" on ")[0] for row in ROWS))
+    assert list(SPACES) == list(NAMES)
+
+
+def test_the_rate_of_ones_own_is_searched_wherever_a_row_has_its_own():
+    own = "module:torch.optim.RAdam"
+    assert space_of(own) == space_of(own, "homotopy") == {"optimizer.lr": ANY_RATE}
+    rates = [space["optimizer.lr"] for space in SPACES.values()]
+    assert (min(rate.low for rate in rates), max(rate.high for rate in rates)) == (ANY_RATE.low, ANY_RATE.high)
+    assert ANY_RATE.log
+    with pytest.raises(ConfigError, match=r"^--include-theoretical-fixes: expected optimizer talt, .*, got module:"):
+        space_of(own, with_fixes=True)
 
 
 @pytest.mark.parametrize("name", SPACES)

@@ -151,7 +151,10 @@ def test_data_that_are_not_there_say_how_to_get_them(tmp_path):
         ({"y_train": np.arange(40) % 4 - 1}, "y_train: expected classes 0, 1, 2, …, got -1"),
         ({"y_test": np.arange(7) / 2}, "y_test: expected classes 0, 1, 2, …, got 0.5"),
         ({"y_train": np.array(["cat"] * 40)}, "y_train: expected classes 0, 1, 2, …, got <U3"),
-        ({"y_train": np.arange(40)}, "a tenth of y_train cannot be set apart: The"),
+        ({"y_train": np.arange(40)}, "expected at most 20 classes, two of 40 training examples each, got 40 with"),
+        ({"y_train": np.arange(40) // 2 * 1000}, "got 19001 with labels up to 19000; number classes 0, 1, 2, …; quan"),
+        ({"y_train": np.arange(40) == 0}, "y_train: expected classes 0, 1, 2, …, got bool"),
+        ({"y_train": (np.arange(40) == 0).astype(int)}, "a tenth of y_train cannot be set apart: The"),
     ],
 )
 def test_data_of_ones_own_that_cannot_be_used_are_one_line(changes, says, tmp_path):

@@ -17,6 +17,7 @@ from second_derivatives import assert_hessian
 # BERT is tested in test_text.py.
 FOR_IMAGES = [name for name in MODELS if not name.startswith("bert") and name != "module"]
 
+
 def test_simple_cnn_has_its_stated_number_of_parameters():
     assert sum(p.numel() for p in SimpleCNN(3, 10).parameters()) == 183_754
 
@@ -72,9 +73,7 @@ def test_second_derivatives_exist(name):
 def test_wrong_names_and_shapes_are_refused():
     with pytest.raises(ValueError, match="unknown model 'simple_cn', did you mean 'simple_cnn'"):
         build_model(ModelConfig(name="simple_cn"), (1, 8, 8), 10)
-    with pytest.raises(
-        ValueError, match=r"simple_cnn takes \(channels, height, width\), got \(64,\); use mlp"
-    ):
+    with pytest.raises(ValueError, match=r"simple_cnn takes \(channels, height, width\), got \(64,\); use mlp"):
         build_model(ModelConfig(), (64,), 10)
     for name in ("mlp", "vit_tiny", "bert_base", "bert_tiny"):
         with pytest.raises(ValueError, match=rf"^model.batch_norm: {name} has none, expected false, got true$"):
@@ -164,8 +163,7 @@ def test_stems_follow_the_size_of_the_images():
             for side in (32, 63, 64)
         ]
         patches = [
-            build_model(ModelConfig(name="vit_tiny"), (1, side, side), 10).conv_proj.kernel_size[0]
-            for side in (32, 64)
+            build_model(ModelConfig(name="vit_tiny"), (1, side, side), 10).conv_proj.kernel_size[0] for side in (32, 64)
         ]
     assert strides == [1, 1, 2]
     assert patches == [4, 16]

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from cases import normal
-from losslab.probes.paths.band_reference import spread, tangent_at
 from losslab.probes.paths.path_profile import PathProfile, inserted, insertions, profile_of
 from losslab.probes.paths.tangents import lengths, nudged, redistributed, tangents
 
@@ -35,7 +34,8 @@ def test_improved_tangent(losses, forward, backward):
     np.testing.assert_allclose(found, [expected / np.linalg.norm(expected)], rtol=1e-15)
 
 
-def test_all_tangents_at_once_are_the_single_ones():
+def test_all_tangents_at_once_are_the_single_ones(load):
+    tangent_at = load("band_reference").tangent_at
     path, losses = normal(12, 5), normal(12, seed=3)
     losses[4] = losses[5] = losses[6]
     expected = [tangent_at(i, list(path), tuple(losses.tolist())) for i in range(1, 11)]
@@ -104,8 +104,9 @@ def arc_positions(path: torch.Tensor, points: torch.Tensor) -> np.ndarray:
     return np.array(found)
 
 
-def test_even_redistribution_is_the_readable_one():
+def test_even_redistribution_is_the_readable_one(load):
     path = normal(9, 4)
+    spread = load("band_reference").spread
     torch.testing.assert_close(redistributed(path, np.ones(8)), torch.stack(spread(list(path))))
 
 

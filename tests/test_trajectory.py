@@ -520,6 +520,19 @@ def test_unknown_bounds_survive_the_file(tmp_path):
     assert (rule.learning_rate, rule.preconditioner, rule.decay) == (0.2, {}, {})
 
 
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_the_optimizer_of_another_model_is_refused(tmp_path, in_folder):
+    """A deepcopy's, most often: its state would be kept as this model's."""
+    model, other, snapshots = nn.Linear(2, 2), nn.Linear(2, 2), Snapshots(tmp_path / "s" if in_folder else None)
+    with pytest.raises(ValueError, match="optimizer: expected one that moves the model's parameters, got one of other"):
+        snapshots.take(1, model, torch.optim.SGD(other.parameters(), lr=0.1))
+    assert len(snapshots) == 0
+    part = torch.optim.SGD([*model.parameters(), *other.parameters()], lr=0.1)
+    snapshots.take(1, model, part)  # together with a second network's
+    snapshots.take(2, model, torch.optim.SGD([model.bias], lr=0.1))  # or of a part
+    assert snapshots.steps == [1, 2]
+
+
 def test_a_crash_while_writing_leaves_the_other_snapshots_whole(tmp_path, monkeypatch):
     snapshots, model = Snapshots(tmp_path), nn.Linear(2, 2)
     snapshots.take(1, model)

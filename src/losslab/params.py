@@ -48,7 +48,7 @@ class ParameterSpace:
         if not trainable:
             raise ValueError("model: expected at least one parameter with requires_grad=True, got none; unfreeze some")
         patterns = [select] if isinstance(select, str) else select
-        chosen = trainable if patterns is None else _matching(trainable, patterns)
+        chosen = trainable if patterns is None else _matching(trainable, patterns, _first_names(module))
         self.names = tuple(chosen)
         self.shapes = tuple(p.shape for p in chosen.values())
         self.sizes = tuple(p.numel() for p in chosen.values())
@@ -150,10 +150,6 @@ class ParameterSpace:
                 found.append(view.view(groups, inputs, outputs // groups, -1).transpose(1, 2))
         return found
 
-    def filter_norms(self, vector: Tensor) -> list[Tensor]:
-        """The Euclidean norm of each filter: a tensor of shape (filters,) for each tensor that has filters."""
-        return [torch.linalg.vector_norm(f, dim=(2, 3)).flatten() for f in self.filters(vector)]
-
     def norm(self) -> float:
         """‖θ‖ at the present values."""
         return float(torch.linalg.vector_norm(self.vector().double()))
@@ -173,11 +169,26 @@ def _outputs_on_second_axis(module: nn.Module) -> dict[int, int]:
     return found
 
 
-def _matching(trainable: dict[str, nn.Parameter], patterns: Sequence[str]) -> dict[str, nn.Parameter]:
+def _matching(
+    trainable: dict[str, nn.Parameter], patterns: Sequence[str], first_names: dict[str, str]
+) -> dict[str, nn.Parameter]:
     known = ", ".join(list(trainable)[:8]) + (", …" if len(trainable) > 8 else "")
     if not patterns:
         raise ValueError(f"params: expected at least one name or pattern, got none; there are {known}")
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in trainable):
+            tied = [name for name in first_names if fnmatch.fnmatchcase(name, pattern)]
+            if tied:
+                raise ValueError(
+                    f"params: {pattern!r} matches {tied[0]!r}, which is tied to {first_names[tied[0]]!r} and goes by "
+                    f"that name; pass {first_names[tied[0]]!r}"
+                )
             raise ValueError(f"params: no trainable parameter matches {pattern!r}; there are {known}")
     return {name: p for name, p in trainable.items() if any(fnmatch.fnmatchcase(name, q) for q in patterns)}
+
+
+def _first_names(module: nn.Module) -> dict[str, str]:
+    """The other names of tied parameters, each with the first."""
+    firsts = {id(parameter): name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    every = module.named_parameters(remove_duplicate=False)
+    return {name: firsts[id(p)] for name, p in every if id(p) in firsts and name != firsts[id(p)]}

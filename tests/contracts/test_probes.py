@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -96,11 +97,12 @@ CASES: dict[str, Callable[[], Case]] = {
     "CNN with BatchNorm": lambda: paired(
         seeded(conv_batchnorm), nn.CrossEntropyLoss(), normal(6, 1, 4, 4), classes(6), [4, 2]
     ),
-    "residual net": lambda: paired(
-        seeded(Residual), nn.CrossEntropyLoss(), normal(5, 1, 4, 4), classes(5), [3, 2]
-    ),
+    "residual net": lambda: paired(seeded(Residual), nn.CrossEntropyLoss(), normal(5, 1, 4, 4), classes(5), [3, 2]),
     "transformer, dict batches": encoder_case,
 }
+
+
+POURED_OUT = re.compile(r"array|tensor\(|\[|Result\(")
 
 
 @dataclass
@@ -386,6 +388,18 @@ def test_nonfinite_numbers_survive_the_record(probe, tmp_path):
     assert result.status is Status.nonfinite
     RunFolder(tmp_path).write_probe(probe.name, "7", *result.to_record())
     assert same(probe.result.from_record(*RunFolder(tmp_path).read_record(probe.name)), result)
+
+
+def test_prints_a_short_summary(probe):
+    """Numbers in words, and how it ended; no array is poured out, and NaN does not stop it."""
+    whole = measure(probe, CASES["MLP"]().risk())
+    spoiled = dataclasses.replace(whole, **{f.name: spoil(getattr(whole, f.name)) for f in dataclasses.fields(whole)})
+    for result in (whole, spoiled):
+        text = str(result)
+        assert not POURED_OUT.search(text), text
+        assert len(text) < 1200
+        if probe.name != "perturbation":  # whose remarks are sentences
+            assert str(result.status) in text.splitlines()[-1] or "caveat" in text.splitlines()[-1]
 
 
 def spoil(value: Any) -> Any:

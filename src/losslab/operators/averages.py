@@ -6,14 +6,20 @@ from typing import Any
 from losslab.operators import batches as kinds
 
 
-def require_average(loss_of: Callable[[Any], float], batches: Iterator[tuple[Any, int]], tolerance: float) -> None:
+def require_average(
+    loss_fn: kinds.LossFunction | None,
+    output_of: Callable[[Any], Any],
+    batches: Iterator[tuple[Any, int]],
+    tolerance: float,
+) -> None:
     """Refuse a loss that adds up over a batch's examples where it counts as their mean.
 
     Every number made of it would be too large, by the batch size where all batches have one. What is neither a mean nor
     a sum (a penalty added, examples that act on each other) passes, and so does a model that takes no half of a batch.
 
     Args:
-        loss_of: The loss of a batch, as the loss function gives it.
+        loss_fn: As for EmpiricalRisk.
+        output_of: A forward pass.
         batches: (batch, its number of examples); the first of several examples is looked at.
         tolerance: Relative differences up to which two losses are equal.
 
@@ -22,6 +28,10 @@ def require_average(loss_of: Callable[[Any], float], batches: Iterator[tuple[Any
     """
     batch, count = next(((batch, count) for batch, count in batches if count > 1), (None, 0))
     middle = count // 2
+
+    def loss_of(part: Any) -> float:
+        return float(kinds.batch_loss(loss_fn, output_of(part), kinds.targets_of(part)))
+
     try:
         halves = [kinds.rows_of(batch, count, rows, "") for rows in (slice(0, middle), slice(middle, count))]
         whole, first, second = map(loss_of, (batch, *halves))

@@ -11,12 +11,14 @@
 A loss of more than targets takes them together: batches `(inputs, (targets, weights))`, and
 `lambda output, both: loss(output, *both)`.
 
+Examples lie on the first axis of inputs and targets. Where they do not, as in sequences (time, examples, …), the risk
+is told how many a batch holds (`count_examples`), and what would take some examples of a batch refuses it.
+
 Inputs that are themselves mappings or tuples are unpacked by the same rules. Without a loss function the model's output
 must carry its own `.loss`.
 """
 
 import dataclasses
-import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -25,7 +27,13 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
-LossFunction = Callable[..., Tensor]
+from losslab.operators.losses import (  # noqa: F401  # a batch and its loss are read from one place
+    LossFunction,
+    batch_loss,
+    reduction_of,
+    require_equal_weights,
+    stated_reduction,
+)
 
 
 @runtime_checkable
@@ -69,31 +77,62 @@ def tensors_of(batch: Any) -> list[Tensor]:
 
 
 def count_examples(batch: Any) -> int:
-    """The length of the first axis of the first tensor that has one."""
-    for tensor in tensors_of(batch):
-        if tensor.ndim:
-            return len(tensor)
-    raise ValueError(
-        f"batches: expected batches that hold a tensor with an example axis, got {type(batch).__name__} without one "
-        "(a NumPy array is none: use torch.as_tensor); pass count_examples=… to say how many examples a batch holds"
-    )
+    """The length of the first axis of the first tensor that has one; the targets, where they are tensors, have it too.
+
+    Raises:
+        ValueError: There is no such tensor, or the targets' first axis has another length: sequences of the shape
+            (time, examples, …) with targets (examples,), or targets of all examples in one.
+    """
+    first = next((tensor for tensor in tensors_of(batch) if tensor.ndim), None)
+    if first is None:
+        raise ValueError(
+            f"batches: expected batches that hold a tensor with an example axis, got {type(batch).__name__} without "
+            "one (a NumPy array is none: use torch.as_tensor); pass count_examples=… to say how many examples a batch "
+            "holds"
+        )
+    targets = _target_tensors(batch)
+    if targets and all(len(target) != len(first) for target in targets):
+        raise ValueError(
+            f"batches: expected the examples on the first axis of inputs and targets, got shapes "
+            f"{tuple(first.shape)} and {tuple(targets[0].shape)}; put them there, or pass count_examples=…, "
+            "for example lambda batch: batch[0].shape[1]"
+        )
+    return len(first)
 
 
-def on_first_axis(tensors: list[Tensor], count: int, caller: str) -> list[bool]:
-    """Which of a batch's tensors hold one entry an example; at least one does, or a ValueError in the caller's name."""
-    per_example = [tensor.ndim > 0 and len(tensor) == count for tensor in tensors]
-    if not any(per_example):
+def _target_tensors(batch: Any) -> list[Tensor]:
+    """Targets that are tensors, one or a tuple of them, or the `labels` of a mapping; those without axes left out."""
+    targets = targets_of(batch)
+    if isinstance(targets, Mapping):
+        targets = targets.get("labels")
+    found = targets if type(targets) is tuple else (targets,)
+    return [target for target in found if isinstance(target, Tensor) and target.ndim]
+
+
+def on_first_axis(batch: Any, count: int, caller: str) -> list[bool]:
+    """Which of a batch's tensors hold one entry an example.
+
+    At least one of the inputs does, and one of the targets that are tensors, or there is a ValueError in the caller's
+    name: targets that were cut beside whole inputs would belong to other examples.
+    """
+
+    def holds(tensor: Tensor) -> bool:
+        return tensor.ndim > 0 and len(tensor) == count
+
+    tensors, targets = tensors_of(batch), _target_tensors(batch)
+    inputs = tensors_of(batch[:-1]) if _is_pair(batch) else tensors
+    if not all(any(map(holds, part)) for part in (inputs or tensors, targets or tensors)):
         shapes = [tuple(tensor.shape) for tensor in tensors]
         raise ValueError(
             f"{caller}: expected a tensor with the batch's {count} examples on its first axis, "
             f"got shapes {shapes}; put the examples first"
         )
-    return per_example
+    return [holds(tensor) for tensor in tensors]
 
 
 def rows_of(batch: Any, count: int, rows: slice | Tensor, caller: str) -> Any:
     """The batch that holds these of its `count` examples alone; raises as `on_first_axis`."""
-    own = iter(on_first_axis(tensors_of(batch), count, caller))
+    own = iter(on_first_axis(batch, count, caller))
 
     def taken(tensor: Tensor) -> Tensor:
         if not next(own):
@@ -146,62 +185,6 @@ def call_model(model: Callable[..., Any], batch: Any, signature_of: nn.Module) -
 def targets_of(batch: Any) -> Any:
     """What the loss function gets beside the output."""
     return batch[-1] if _is_pair(batch) else batch
-
-
-def stated_reduction(loss_fn: LossFunction | None) -> str | None:
-    """The `reduction` attribute (torch's loss modules) or keyword (`functools.partial`) of a loss function, if any."""
-    function, keywords = (loss_fn.func, loss_fn.keywords) if isinstance(loss_fn, functools.partial) else (loss_fn, {})
-    return keywords.get("reduction", getattr(function, "reduction", None))
-
-
-def reduction_of(loss_fn: LossFunction | None) -> str:
-    """`"mean"` or `"sum"`: how the loss function reduces over the examples of a batch; "mean" where it does not say.
-
-    Raises:
-        TypeError: Something that cannot be called, or a class, whose call would make a loss function and no loss.
-        ValueError: Any other reduction.
-    """
-    if isinstance(loss_fn, type):
-        raise TypeError(
-            f"loss_fn: expected a function, got the class {loss_fn.__name__}; make one: {loss_fn.__name__}()"
-        )
-    if loss_fn is not None and not callable(loss_fn):
-        raise TypeError(f"loss_fn: expected a function or None, got {type(loss_fn).__name__}")
-    reduction = stated_reduction(loss_fn) or "mean"
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"loss_fn: expected reduction 'mean' or 'sum', got {reduction!r}; a risk is one number")
-    return reduction
-
-
-def require_equal_weights(loss_fn: LossFunction | None, reduction: str) -> None:
-    """Refuse a class-weighted mean, which torch divides by the weights in the batch instead of its examples.
-
-    The mean over batches of such means would depend on how the examples are batched.
-    """
-    weighted = isinstance(loss_fn, nn.CrossEntropyLoss | nn.NLLLoss) and loss_fn.weight is not None
-    if weighted and reduction == "mean":
-        raise ValueError(
-            "loss_fn: expected examples of equal weight, got class weights with reduction='mean'; use reduction='sum', "
-            "or pass count_examples=… that returns the sum of a batch's weights"
-        )
-
-
-def batch_loss(loss_fn: LossFunction | None, output: Any, targets: Any) -> Tensor:
-    """The scalar loss of one batch, or a ValueError that says what came instead."""
-    loss: Any
-    if loss_fn is not None:
-        loss = loss_fn(output, targets)
-    else:
-        loss = output["loss"] if isinstance(output, Mapping) and "loss" in output else getattr(output, "loss", None)
-        if loss is None:
-            raise ValueError(
-                f"loss_fn: got None, so the model's output must carry .loss; it is a {type(output).__name__} without. "
-                "Pass a loss_fn, or labels in the batch"
-            )
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise ValueError(f"loss_fn: expected one scalar tensor a batch, got {got}; use reduction='mean' or 'sum'")
-    return loss.reshape(())
 
 
 def _is_pair(batch: Any) -> bool:

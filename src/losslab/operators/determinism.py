@@ -33,6 +33,9 @@ class Evaluation:
     gradient_scale: float
     fingerprints: tuple[float, ...]
 
+    def __str__(self) -> str:
+        return f"loss {self.loss:.6g}, gradient of norm {float(self.gradient.norm()):.6g}"
+
 
 def require_equal(
     first: Evaluation, second: Evaluation, *, model: nn.Module, batches: Any, mode: str, dtype: torch.dtype

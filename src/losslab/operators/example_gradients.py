@@ -33,7 +33,7 @@ class Examples:
 
     def __init__(self, batch: Any, count: int):
         self.count, self._batch, self._tensors = count, batch, kinds.tensors_of(batch)
-        self._own = kinds.on_first_axis(self._tensors, count, "per-example gradients")
+        self._own = kinds.on_first_axis(batch, count, "per-example gradients")
 
     def one(self, index: int) -> Any:
         """The batch that holds this example alone."""

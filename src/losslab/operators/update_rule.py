@@ -35,6 +35,9 @@ class UpdateRule:
     preconditioner: dict[str, Tensor] = field(default_factory=dict)
     decay: dict[str, float] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        return f"η = {self.learning_rate:.4g}, stable up to a curvature of {self.bound:.4g}"
+
     def shift(self, space: ParameterSpace) -> float | None:
         """The w with which the matrix is H + w: P = 1 and W = w for all of the space's parameters. Else None."""
         decays = {self.decay.get(name, 0.0) for name in space.names}

@@ -11,7 +11,7 @@ from torch import Tensor
 from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.params import Solution
-from losslab.probes.base import ProbeResult
+from losslab.probes.base import ProbeResult, summary
 from losslab.probes.paths.path_samples import PREVIEW, PathSamples, barrier, status_of
 from losslab.probes.permutations.activations import match_activations
 from losslab.probes.permutations.full_state import full_state, tied
@@ -66,6 +66,19 @@ class AlignmentResult(ProbeResult):
     recalibrated: bool
     unknown: tuple[str, ...]
     seed: int
+
+    def __str__(self) -> str:
+        rows = {
+            "barrier": f"{self.barrier_before:.4g}, {self.barrier_after:.4g} after alignment",
+            "distance": f"{self.distance_before:.4g}, {self.distance_after:.4g} after alignment",
+            "units": f"{sum(self.moved)} changed places, by {self.method}",
+        }
+        if self.losses_repaired.size:
+            rows["barrier"] += f", {self.barrier_repaired:.4g} with the activations repaired"
+        if self.unknown:
+            rows["not understood"] = f"{', '.join(self.unknown[:3])}: these units kept their places"
+        rows["status"] = str(self.status)
+        return summary(rows)
 
 
 def align(

@@ -1,6 +1,6 @@
 """What every probe is and returns: one question, one frozen result that goes to a run folder and comes back exactly."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -27,6 +27,17 @@ class ProbeResult:
     def from_record(cls: type[Result], values: dict[str, Any], arrays: dict[str, np.ndarray]) -> Result:
         """The result that `to_record` split."""
         return from_record(cls, values, arrays)
+
+
+def summary(rows: Mapping[str, str]) -> str:
+    """How results print: a line for each thing found, its name in a column of its own."""
+    return "\n".join(f"{name:<20}  {text}" for name, text in rows.items())
+
+
+def span(values: np.ndarray) -> str:
+    """An array in a few words: its smallest and largest finite entry."""
+    finite = values[np.isfinite(values)]
+    return f"{finite.min():.4g} to {finite.max():.4g}" if finite.size else "nothing finite"
 
 
 class Measure(Protocol):

@@ -11,7 +11,7 @@ from losslab.operators.determinism import Evaluation
 from losslab.operators.finite_difference import hessian_of
 from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
-from losslab.probes.base import ProbeResult
+from losslab.probes.base import ProbeResult, summary
 from losslab.solvers.budget import Budget
 from losslab.solvers.density import extend, quadrature
 from losslab.solvers.krylov import Krylov
@@ -62,6 +62,19 @@ class ConvergenceResult(ProbeResult):
     gradient_norm: float
     num_examples: int
     matvecs: int
+
+    def __str__(self) -> str:
+        departs = "never left it" if self.departs_at is None else f"left it at step {self.departs_at}"
+        rows = {
+            "loss": f"{self.losses[0]:.4g} to {self.losses[-1]:.4g} in {len(self.losses) - 1} steps",
+            "quadratic model": f"to {self.predicted[-1]:.4g}; the loss {departs}",
+            "largest eigenvalue": f"{self.top:.4g} ± {self.top_error:.1g}; "
+            f"η = {self.learning_rate:.3g} is {'' if self.stable else 'not '}stable",
+            "condition number": f"{self.condition_number:.3g}, down to the eigenvalue {self.smallest_positive:.3g}",
+            "rate": f"{self.rate:.6g} a step",
+            "cost and status": f"{self.matvecs} products, {self.status}",
+        }
+        return summary(rows)
 
 
 def convergence(

@@ -12,7 +12,7 @@ from torch import Tensor
 from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.params import Solution
-from losslab.probes.base import ProbeResult
+from losslab.probes.base import ProbeResult, summary
 from losslab.probes.interpolation import InterpolationResult, line_result
 from losslab.probes.partial import PartialFile, checksum
 from losslab.probes.paths.chain_training import ChainTraining, CurveOptions
@@ -70,6 +70,19 @@ class CurveResult(ProbeResult):
     training_losses: np.ndarray
     num_examples: int
     seed: int | None
+
+    def __str__(self) -> str:
+        rows = {
+            "loss on the curve": f"at most {self.loss.maximum:.4g}, on average {self.loss.mean_by_length:.4g}",
+            "barrier": f"{self.barrier:.4g}, on the straight line {self.line.barrier:.4g}",
+            "length": f"{self.length_ratio:.3f} of the straight line's {self.distance:.4g} ({self.kind})",
+            "cost and status": f"{self.steps} steps, {self.status}",
+        }
+        if np.isfinite(self.accuracy.mean):
+            rows = {
+                "accuracy on it": f"at least {self.accuracy.minimum:.2%}, on average {self.accuracy.mean:.2%}"
+            } | rows
+        return summary(rows)
 
 
 def curve(

@@ -11,7 +11,7 @@ from torch import Tensor
 from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.params import Solution
-from losslab.probes.base import ProbeResult
+from losslab.probes.base import ProbeResult, summary
 from losslab.probes.partial import PartialFile, checksum
 from losslab.probes.paths.band import Relaxation, straight
 from losslab.probes.paths.band_schedule import ElasticBandOptions, Schedule, schedule_of
@@ -66,6 +66,16 @@ class ElasticBandResult(ProbeResult):
     num_losses: int
     num_examples: int
     seed: int
+
+    def __str__(self) -> str:
+        rows = {
+            "barrier": f"{self.barrier:.4g}, on the straight line {self.straight_barrier:.4g}",
+            "saddle": f"{self.saddle:.4g}, the ends {self.loss_a:.4g} and {self.loss_b:.4g}",
+            "path": f"{len(self.pivots)} pivots, length {self.length:.4g}, the straight line's {self.distance:.4g}; "
+            f"mean loss {self.path_loss:.4g}",
+            "cost and status": f"{self.num_gradients} gradients of pivots and {self.num_losses} losses, {self.status}",
+        }
+        return summary(rows)
 
 
 def elastic_band(

@@ -12,7 +12,7 @@ from losslab.operators.finite_difference import hessian_of
 from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.params import Solution
-from losslab.probes.base import ProbeResult
+from losslab.probes.base import ProbeResult, summary
 from losslab.probes.effective_dimension import effective_dimension
 from losslab.probes.pac_bayes import PacBayes, Posterior, pac_bayes
 from losslab.probes.split_score import SplitScore, score_split
@@ -68,23 +68,29 @@ class GeneralizationResult(ProbeResult):
 
     def __str__(self) -> str:
         bound, dimension = self.pac_bayes, self.effective_dimension
-        said = {None: "none: no classes", True: "vacuous: no better than guessing", False: "better than guessing"}
+        promise = "none: the targets are no classes"
+        if self.vacuous is not None:
+            promise = (
+                f"error at most {bound.bound:.4f} at {bound.confidence:.0%}, for weights drawn from N(θ, σ²I), "
+                f"whose training error is {bound.gibbs_error:.4f}: "
+                + ("vacuous: no better than guessing" if self.vacuous else "better than guessing")
+            )
         reach = "the largest tried, before" if math.isinf(bound.next_sigma) else "where"
-        text = (
-            f"train                 loss {self.train.loss:.4g} ± {self.train.loss_error:.1g}, "
-            f"accuracy {self.train.accuracy:.2%} ± {self.train.accuracy_error:.1%}\n"
-            f"test                  loss {self.test.loss:.4g} ± {self.test.loss_error:.1g}, "
-            f"accuracy {self.test.accuracy:.2%} ± {self.test.accuracy_error:.1%}\n"
-            f"gap                   loss {self.loss_gap:.4g} ± {self.loss_gap_error:.1g}, "
-            f"accuracy {self.accuracy_gap:.2%} ± {self.accuracy_gap_error:.1%}\n"
-            f"σ                     {bound.sigma:.4g}, {reach} the {self.rise_of} rises by {self.allowed_rise:g}\n"
-            f"PAC-Bayes bound       error at most {bound.bound:.4f} at {bound.confidence:.0%}, for weights drawn from "
-            f"N(θ, σ²I), whose training error is {bound.gibbs_error:.4f}: {said[self.vacuous]}\n"
-            f"effective dimension   {dimension.value:.4g} ± {dimension.standard_error:.1g} of {self.num_parameters} "
-            f"(z = {self.ridge:.3g})\n"
-            f"cost and status       {self.matvecs} products, {self.status}"
-        )
-        return text + (f"\ncaveat                {self.caveat}" if self.caveat else "")
+        rows = {
+            "train": str(self.train),
+            "test": str(self.test),
+            "gap": str(SplitScore(self.loss_gap, self.loss_gap_error, self.accuracy_gap, self.accuracy_gap_error, 0)),
+            "σ": f"{bound.sigma:.4g}, {reach} the {self.rise_of} rises by {self.allowed_rise:g}",
+            "PAC-Bayes bound": promise,
+            "effective dimension": f"{dimension.value:.4g} ± {dimension.standard_error:.1g} of {self.num_parameters} "
+            f"(z = {self.ridge:.3g})",
+            "cost and status": f"{self.matvecs} products, {self.status}",
+        }
+        if not self.test.num_examples:
+            del rows["test"], rows["gap"]
+        if self.caveat:
+            rows["caveat"] = self.caveat
+        return summary(rows)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from losslab.operators.minibatches import minibatch_loss
 from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.params import Solution
-from losslab.probes.base import ProbeResult
+from losslab.probes.base import ProbeResult, summary
 from losslab.probes.elsewhere import moved
 from losslab.probes.trajectories.snapshots import Snapshot
 from losslab.status import Progress, Status, StopRequested
@@ -56,17 +56,18 @@ class ImplicitBiasResult(ProbeResult):
     num_examples: int
 
     def __str__(self) -> str:
-        return (
-            f"loss                  {self.losses[-1]:.4g} (the last of {len(self.losses)} points)\n"
-            f"modified loss         {self.modified[-1]:.4g}: {self.gd_penalties[-1]:.3g} of the mean gradient and "
-            f"{self.noise_penalties[-1]:.3g} of the batches' noise more\n"
-            f"step                  {self.gradient_steps[-1]:.3g}, bent by {self.sgd_corrections[-1]:.3g}; by "
+        rows = {
+            "loss": f"{self.losses[-1]:.4g} (the last of {len(self.losses)} points)",
+            "modified loss": f"{self.modified[-1]:.4g}: {self.gd_penalties[-1]:.3g} of the mean gradient and "
+            f"{self.noise_penalties[-1]:.3g} of the batches' noise more",
+            "step": f"{self.gradient_steps[-1]:.3g}, bent by {self.sgd_corrections[-1]:.3g}; by "
             f"{self.gd_corrections[-1]:.3g} with one batch of all examples, "
-            f"{self.quoted_corrections[-1]:.3g} as quoted\n"
-            f"cosines               {self.batch_cosines[-1]:.3f} between batches, "
-            f"{self.penalty_cosines[-1]:.3f} between loss and penalty\n"
-            f"cost and status       {self.num_batches} batches, η = {self.learning_rate:g}, {self.status}"
-        )
+            f"{self.quoted_corrections[-1]:.3g} as quoted",
+            "cosines": f"{self.batch_cosines[-1]:.3f} between batches, "
+            f"{self.penalty_cosines[-1]:.3f} between loss and penalty",
+            "cost and status": f"{self.num_batches} batches, η = {self.learning_rate:g}, {self.status}",
+        }
+        return summary(rows)
 
 
 def implicit_bias(

@@ -8,7 +8,7 @@ import numpy as np
 from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.params import Solution
-from losslab.probes.base import ProbeResult
+from losslab.probes.base import ProbeResult, span, summary
 from losslab.probes.paths.path_samples import PREVIEW, PathSamples, barrier, status_of
 from losslab.status import Progress, StopRequested
 
@@ -47,6 +47,17 @@ class InterpolationResult(ProbeResult):
     best_loss: float
     recalibrated: bool
     num_examples: int
+
+    def __str__(self) -> str:
+        rows = {
+            "barrier": f"{self.barrier:.4g} over the worse end, {self.barrier_over_line:.4g} over the ends' line",
+            "ends": f"loss {self.loss_a:.4g} and {self.loss_b:.4g}, {self.distance:.4g} apart",
+            "smallest loss": f"{self.best_loss:.4g} at α = {self.best_alpha:.3g}",
+        }
+        if np.isfinite(self.accuracies).any():
+            rows["accuracies"] = span(self.accuracies)
+        rows["cost and status"] = f"{len(self.alphas)} points on {self.num_examples} examples, {self.status}"
+        return summary(rows)
 
 
 def interpolate(

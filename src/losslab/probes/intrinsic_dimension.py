@@ -10,7 +10,7 @@ import numpy as np
 
 from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
-from losslab.probes.base import ProbeResult
+from losslab.probes.base import ProbeResult, summary
 from losslab.probes.subspaces.dimension_search import (
     Baseline,
     Goal,
@@ -79,7 +79,7 @@ class IntrinsicDimensionResult(ProbeResult):
         if len(self.found):
             interval = f", 95 % from {self.low:.4g} to {self.high:.4g}" if len(self.found) > 1 else ""
             rows = {"intrinsic dimension": f"{self.value:.4g} of {self.num_parameters}{interval}"} | rows
-        return "\n".join(f"{name:<22}  {text}" for name, text in rows.items())
+        return summary(rows)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from losslab.operators.kernel import NeuralTangentKernel
 from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.params import Solution
-from losslab.probes.base import ProbeResult
+from losslab.probes.base import ProbeResult, span, summary
 from losslab.probes.convergence import departure
 from losslab.probes.elsewhere import moved
 from losslab.probes.kernel_alignment import centred_alignment, label_quotient
@@ -64,6 +64,20 @@ class KernelResult(ProbeResult):
     num_examples: int
     num_outputs: int
     seed: int | None
+
+    def __str__(self) -> str:
+        until = "" if self.departs_at is None else f" until step {self.departs_at}"
+        rows = {
+            "eigenvalues": f"{span(self.eigenvalues)}, {self.rank} of {len(self.eigenvalues)} above rounding",
+            "condition number": f"{self.condition_number:.3g}",
+            "effective rank": f"{self.effective_rank:.4g}",
+            "alignment": f"{self.alignment:.3f} with the labels, whose quotient is {self.label_quotient:.3f}",
+            "training": f"{len(self.network) - 1} steps of η = {self.learning_rate:.3g}: as predicted{until}",
+        }
+        if np.isfinite(self.drift):
+            rows["drift"] = f"{self.drift:.3g}, rotation {self.rotation:.3g}"
+        rows["cost and status"] = f"{self.num_examples} examples, {self.num_outputs} outputs, {self.status}"
+        return summary(rows)
 
 
 def kernel(

@@ -12,7 +12,7 @@ from losslab.operators.finite_difference import hessian_of
 from losslab.operators.gradient_covariance import GradientCovariance
 from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
-from losslab.probes.base import ProbeResult
+from losslab.probes.base import ProbeResult, summary
 from losslab.probes.gradient_moments import GradientMoments, gradient_moments
 from losslab.probes.noise_scale import NoiseScale, noise_scale
 from losslab.solvers.estimate import Eigenpairs
@@ -66,6 +66,18 @@ class NoiseResult(ProbeResult):
     num_parameters: int
     matvecs: int
     seed: int | None
+
+    def __str__(self) -> str:
+        rows = {
+            "gradient covariance": f"top {self.covariance_top:.4g} ± {self.covariance_error:.1g}, "
+            f"trace {self.covariance_trace:.4g}",
+            "Hessian": f"top {self.hessian_top:.4g} ± {self.hessian_error:.1g}",
+            "ratio": f"{self.ratio:.4g} ± {self.ratio_error:.1g}",
+            "noise scale": f"{self.noise_scale} examples, {self.noise_scale_here:.4g} of these alone",
+            "alignment": f"{self.alignment:.3f} of the top eigenvectors, {self.overlap:.3f} of the first {self.k}",
+            "cost and status": f"{self.matvecs} products, {self.status}",
+        }
+        return summary(rows)
 
 
 def gradient_noise(

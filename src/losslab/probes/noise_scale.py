@@ -28,6 +28,9 @@ class NoiseScale:
     signal: float
     signal_error: float
 
+    def __str__(self) -> str:
+        return f"{self.value:.4g} ± {self.standard_error:.1g}"
+
 
 def two_batch(small: float, b: float, large: float, size: float) -> tuple[float, float]:
     """(‖G‖², tr Σ) without bias from E‖g_b‖² of batches of b examples, and of `size`, b < size.

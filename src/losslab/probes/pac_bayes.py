@@ -54,6 +54,9 @@ class PacBayes:
     bound: float
     confidence: float
 
+    def __str__(self) -> str:
+        return f"error at most {self.bound:.4f} at {self.confidence:.0%}, σ = {self.sigma:.4g}"
+
 
 def kl_inverse(error: float, limit: float) -> float:
     """The largest p with kl(q‖p) = q ln(q/p) + (1−q) ln((1−q)/(1−p)) ≤ c, for q = `error` and c = `limit`.

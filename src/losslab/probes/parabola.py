@@ -11,10 +11,11 @@ _DEVIATION = 0.1  # of the quadratic term: from there on the quadratic model no 
 
 @dataclass(frozen=True)
 class Fit:
-    """The second derivative at ε = 0 by least squares, with its standard error."""
+    """The second derivative at ε = 0 by least squares, with its standard error; `rounding` is what that is at least."""
 
     curvature: float
     error: float
+    rounding: float
 
 
 def fit(epsilons: np.ndarray, losses: np.ndarray, precision: float) -> Fit:
@@ -28,14 +29,14 @@ def fit(epsilons: np.ndarray, losses: np.ndarray, precision: float) -> Fit:
     known = np.isfinite(losses)
     width = float(np.abs(epsilons[known]).max(initial=0.0))
     if known.sum() <= _DEGREE + 1 or not width > 0:
-        return Fit(math.nan, math.nan)
+        return Fit(math.nan, math.nan, math.nan)
     design = np.vander(epsilons[known] / width, _DEGREE + 1, increasing=True)
     coefficients, *_ = np.linalg.lstsq(design, losses[known], rcond=None)
     residual = losses[known] - design @ coefficients
     scatter = math.sqrt(float(residual @ residual) / (len(residual) - _DEGREE - 1))
-    scatter = max(scatter, precision * float(np.abs(losses[known]).max()))
-    spread = math.sqrt(float(np.linalg.inv(design.T @ design)[2, 2]))
-    return Fit(2 * float(coefficients[2]) / width**2, 2 * scatter * spread / width**2)
+    rounding = precision * float(np.abs(losses[known]).max())
+    spread = 2 * math.sqrt(float(np.linalg.inv(design.T @ design)[2, 2])) / width**2
+    return Fit(2 * float(coefficients[2]) / width**2, max(scatter, rounding) * spread, rounding * spread)
 
 
 def valid_to(epsilons: np.ndarray, losses: np.ndarray, slope: float, curvature: float, precision: float) -> float:

@@ -79,7 +79,8 @@ def perturbation(
     A cubic is fitted to each curve by least squares, so that a lopsided valley does not pass for another curvature;
     its second derivative at 0 is compared with λ = vᵀHv. Where they differ by more than three standard errors and 1 %
     of λ, the range is wider than the quadratic model holds, and a remark says up to which ε it does: until the loss
-    differs from L + gᵀv ε + ½λε² by a tenth of the quadratic term.
+    differs from L + gᵀv ε + ½λε² by a tenth of the quadratic term. Where three times the rounding of the losses is more
+    than λ there is nothing to compare, and the remark says so.
 
     Args:
         risk: Where.
@@ -113,9 +114,11 @@ def perturbation(
     found = _directions(risk, k, num_random, seed, stages.stage(curvature, expected=_EXPECTED_MATVECS))
     losses, status = _losses(risk, around.centre, found.vectors, epsilons, stages.stage(points))
     precision = 4 * max(torch.finfo(risk.dtype).eps, torch.finfo(torch.float64).eps)  # of a mean of losses
-    fitted, errors, reach = _fits(epsilons, losses, found, precision)
+    fitted, errors, rounding, reach = _fits(epsilons, losses, found, precision)
     names = [f"eigenvector {i + 1}" for i in range(k)] + [f"random {i + 1}" for i in range(num_random)]
-    rows = zip(names, found.curvatures, found.errors, fitted, errors, reach, strict=True)
+    # Where even a curvature of zero would agree, the losses' rounding hides it.
+    hidden = np.where(_SURE * rounding + found.errors > np.abs(found.curvatures), str(risk.dtype).split(".")[1], "")
+    rows = zip(names, found.curvatures, found.errors, fitted, errors, reach, hidden, strict=True)
     return PerturbationResult(
         status=worst(found.status, status),
         directions=tuple(names),
@@ -185,14 +188,15 @@ def _losses(
 
 def _fits(
     epsilons: np.ndarray, losses: np.ndarray, found: _Directions, precision: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each direction's fitted curvature, its error, and how far the quadratic model holds."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Each direction's fitted curvature, its error, how much of that is rounding, and the quadratic model's reach."""
     rows = []
     for row, slope, curvature in zip(losses, found.slopes, found.curvatures, strict=True):
         cubic = fit(epsilons, row, precision)
-        rows.append((cubic.curvature, cubic.error, valid_to(epsilons, row, slope, curvature, precision)))
-    fitted, errors, reach = np.array(rows).T
-    return fitted, errors, reach
+        reach = valid_to(epsilons, row, slope, curvature, precision)
+        rows.append((cubic.curvature, cubic.error, cubic.rounding, reach))
+    fitted, errors, rounding, reaches = np.array(rows).T
+    return fitted, errors, rounding, reaches
 
 
 def _outwards(count: int) -> Iterator[int]:
@@ -204,13 +208,25 @@ def _outwards(count: int) -> Iterator[int]:
 
 
 def _remark(
-    name: str, curvature: float, bound: float, fitted: float, error: float, reach: float, *, distance: float
+    name: str,
+    curvature: float,
+    bound: float,
+    fitted: float,
+    error: float,
+    reach: float,
+    hidden: str,
+    *,
+    distance: float,
 ) -> str:
+    """In words; `hidden` is the type in whose rounding the curvature is lost, if it is."""
     truth = f"λ = {curvature:.4g}"
     if math.isnan(fitted):
         return f"{name}: {truth}; too few finite losses to fit a curvature"
     agree = abs(fitted - curvature) <= max(_SURE * error + bound, _AGREES * abs(curvature))
-    said = f"{name}: fitted {fitted:.4g} ± {error:.1g} against {truth}: they {'agree' if agree else 'differ'}"
+    said = f"{name}: fitted {fitted:.4g} ± {error:.1g} against {truth}"
+    if agree and hidden:
+        return f"{said}: not measurable in {hidden}; take a larger distance, or a type of more digits"
+    said += f": they {'agree' if agree else 'differ'}"
     if reach == 0:
         return f"{said}; the quadratic model ends before the first point: take a smaller distance"
     if reach < distance:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
-from losslab.probes.base import ProbeResult
+from losslab.probes.base import ProbeResult, span, summary
 from losslab.probes.partial import checksum
 from losslab.probes.planes.affine_loss import AffineLoss
 from losslab.probes.planes.grid import Grid
@@ -38,6 +38,14 @@ class LineResult(ProbeResult):
     stride: int = 1
     recalibrated: bool = False
     points: Projection | None = None
+
+    def __str__(self) -> str:
+        rows = {
+            "loss": f"{self.loss:.4g} at the origin, {span(self.losses)} on the line",
+            "line": f"{len(self.alphas)} points, α from {span(self.alphas)} ({self.normalization})",
+            "status": str(self.status),
+        }
+        return summary(rows)
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,15 @@ class PlaneResult(ProbeResult):
     stride: int = 1
     recalibrated: bool = False
     points: Projection | None = None
+
+    def __str__(self) -> str:
+        rows = {
+            "loss": f"{self.loss:.4g} at the origin, {span(self.losses)} on the plane",
+            "plane": f"{len(self.alphas)} × {len(self.betas)} points, α from {span(self.alphas)}, "
+            f"β from {span(self.betas)} ({self.normalization})",
+            "status": str(self.status),
+        }
+        return summary(rows)
 
 
 def line(

@@ -10,7 +10,7 @@ from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.probes.balls.neighbourhood import Neighbourhood, Norm
 from losslab.probes.balls.rises import Search
-from losslab.probes.base import ProbeResult
+from losslab.probes.base import ProbeResult, span, summary
 from losslab.status import Progress
 
 Method = Literal["ball", "average", "ascent", "adaptive"]
@@ -62,6 +62,19 @@ class SharpnessResult(ProbeResult):
     gradients: int
     matvecs: int
     seed: int | None
+
+    def __str__(self) -> str:
+        mean = np.isfinite(self.standard_error)
+        error = f" ± {self.standard_error:.1g}" if mean else ", a lower bound"
+        rows = {
+            "sharpness": f"{self.value:.4g}{error} ({self.method}, {self.norm})",
+            "radius": f"{self.radius:.4g}, {self.relative_radius:.2%} of θ",
+            "loss": f"{self.loss:.4g}; it rises by {span(self.increases)}",
+            "quadratic model": f"{self.quadratic:.4g} ± {self.quadratic_error:.1g}, the slope {self.first_order:.4g}",
+            "cost and status": f"{self.num_samples} points or ascents, {self.gradients} gradients, "
+            f"{self.matvecs} products, {self.status}",
+        }
+        return summary(rows)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.params import Solution
-from losslab.probes.base import ProbeResult
+from losslab.probes.base import ProbeResult, span, summary
 from losslab.probes.elastic_band import elastic_band
 from losslab.probes.partial import PartialFile, checksum
 from losslab.probes.paths.potential import NetworkPotential
@@ -41,6 +41,15 @@ class SpanningTreeResult(ProbeResult):
     num_paths: int
     num_examples: int
     seed: int
+
+    def __str__(self) -> str:
+        highest = [self.saddles[i, j] for i, j in self.edges]
+        rows = {
+            "solutions": f"{len(self.losses)}, of loss {span(self.losses)}",
+            "saddles": f"of the tree's {len(self.edges)} paths: {span(np.array(highest))}",
+            "cost and status": f"{self.num_paths} paths tried, {self.status}",
+        }
+        return summary(rows)
 
 
 def spanning_tree(

@@ -14,7 +14,7 @@ from losslab.operators.finite_difference import hessian_of
 from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
 from losslab.operators.risk_operator import RiskOperator
-from losslab.probes.base import ProbeResult
+from losslab.probes.base import ProbeResult, summary
 from losslab.probes.sampling import SamplingError, between_batches
 from losslab.random import make_generator, rademacher
 from losslab.solvers.budget import Budget
@@ -79,15 +79,16 @@ class SpectrumResult(ProbeResult):
     def __str__(self) -> str:
         top = ", ".join(f"{v:.3g} ± {e:.0e}" for v, e in zip(self.top, self.top_errors, strict=True))
         low = ", ".join(f"{v:.3g} ± {e:.0e}" for v, e in zip(self.smallest, self.smallest_errors, strict=True))
-        return (
-            f"largest eigenvalues   {top}\n"
-            f"smallest eigenvalues  {low}\n"
-            f"trace                 {self.trace.value:.3g} ± {self.trace.standard_error:.1g}\n"
-            f"condition number      {self.condition_number:.3g} ± {self.condition_number_error:.1g}\n"
-            f"effective rank        {self.effective_rank:.3g}\n"
-            f"negative eigenvalues  at least {self.num_negative} of {self.num_parameters}\n"
-            f"cost and status       {self.matvecs} products, {self.status}"
-        )
+        rows = {
+            "largest eigenvalues": top,
+            "smallest eigenvalues": low,
+            "trace": f"{self.trace.value:.3g} ± {self.trace.standard_error:.1g}",
+            "condition number": f"{self.condition_number:.3g} ± {self.condition_number_error:.1g}",
+            "effective rank": f"{self.effective_rank:.3g}",
+            "negative eigenvalues": f"at least {self.num_negative} of {self.num_parameters}",
+            "cost and status": f"{self.matvecs} products, {self.status}",
+        }
+        return summary(rows)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,10 @@ class SplitScore:
     accuracy_error: float
     num_examples: int
 
+    def __str__(self) -> str:
+        loss, accuracy = f"loss {self.loss:.4g} ± {self.loss_error:.1g}", self.accuracy
+        return loss if math.isnan(accuracy) else f"{loss}, accuracy {accuracy:.2%} ± {self.accuracy_error:.1%}"
+
     @classmethod
     def unknown(cls) -> "SplitScore":
         """Of no examples."""

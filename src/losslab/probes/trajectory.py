@@ -8,7 +8,7 @@ import numpy as np
 
 from losslab.operators.required import require_risk
 from losslab.operators.risk import EmpiricalRisk
-from losslab.probes.base import ProbeResult
+from losslab.probes.base import ProbeResult, summary
 from losslab.probes.trajectories.path_pca import PathGeometry, path_of
 from losslab.probes.trajectories.snapshots import Snapshot
 from losslab.probes.trajectories.waypoint import Survey, TrajectoryOptions
@@ -90,16 +90,17 @@ class TrajectoryResult(ProbeResult):
         shares, walk = (
             ", ".join(f"{v:.2f}" for v in values[:3]) for values in (self.path.explained, self.path.random_walk)
         )
-        return (
-            f"snapshots             {len(self.steps)}, steps {self.steps[0]} to {self.steps[-1]}\n"
-            f"training loss         {self.losses_train[0]:.4g} to {self.losses_train[-1]:.4g}\n"
-            f"largest eigenvalue    {self.lambda_max[0]:.4g} to {self.lambda_max[-1]:.4g}\n"
-            f"curvature over bound  {ratios[-1]:.3f} ± {errors[-1]:.0e} at the end ({beyond})\n"
-            f"beyond the edge       at {self.beyond_edge.sum()} of {len(self.steps)} snapshots\n"
-            f"distance from start   {self.path.distances[-1]:.4g}, by a path of {self.path.step_lengths.sum():.4g}\n"
-            f"principal components  {shares}; a random walk: {walk}\n"
-            f"cost and status       {self.matvecs} products, {self.status}"
-        )
+        rows = {
+            "snapshots": f"{len(self.steps)}, steps {self.steps[0]} to {self.steps[-1]}",
+            "training loss": f"{self.losses_train[0]:.4g} to {self.losses_train[-1]:.4g}",
+            "largest eigenvalue": f"{self.lambda_max[0]:.4g} to {self.lambda_max[-1]:.4g}",
+            "curvature over bound": f"{ratios[-1]:.3f} ± {errors[-1]:.0e} at the end ({beyond})",
+            "beyond the edge": f"at {self.beyond_edge.sum()} of {len(self.steps)} snapshots",
+            "distance from start": f"{self.path.distances[-1]:.4g}, by a path of {self.path.step_lengths.sum():.4g}",
+            "principal components": f"{shares}; a random walk: {walk}",
+            "cost and status": f"{self.matvecs} products, {self.status}",
+        }
+        return summary(rows)
 
 
 def trajectory(

@@ -15,6 +15,7 @@ from losslab.studies.compare.statistics import Estimate
 from losslab.studies.compare.verdict import target_in_words
 
 MEGA = 1e6
+COARSE = 0.01  # of an accuracy's standard error: differences between optimizers are about as large
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,30 @@ def remarks(comparison: Comparison) -> list[str]:
             f"With {len(comparison.seeds)} seeds no p{over} below {least:.2g} is possible: the test can at most say "
             "that all seeds agree."
         )
+    found += [sentence] if (sentence := _grain(comparison)) else []
     found += [f"Failed: {failure}." for failure in comparison.failures]
     if not comparison.status.ok:
         found.append("The comparison was stopped: these are the numbers known by then; start it again and it goes on.")
     return found
+
+
+def _grain(comparison: Comparison) -> str:
+    """Whether the validation split is too small for the target; an empty sentence where it is not."""
+    target, examples = comparison.target, comparison.validation_examples
+    if not comparison.metric.endswith("accuracy") or not examples or math.isnan(target):
+        return ""
+    if target == 1:
+        return (
+            "The target is 100 %, the most there is: what is better than that cannot be told, and each of the "
+            f"{examples} validation examples decides on when it is reached. Take validation_loss, or a target below."
+        )
+    error = math.sqrt(target * (1 - target) / examples)
+    if error < COARSE:
+        return ""
+    return (
+        f"The target rests on {examples} validation examples: one of them is {100 / examples:.2g} pp, and on as many "
+        f"others the same network would be off by {100 * error:.2g} pp (standard error)."
+    )
 
 
 def pair_cells(comparison: Comparison, pair: Pairing) -> list[Cell]:
@@ -64,7 +85,7 @@ def pair_cells(comparison: Comparison, pair: Pairing) -> list[Cell]:
     ends = f"{number(scale * difference.low, 3)} to {number(scale * difference.high, 3)}" if known else ""
     return [
         _ratio(pair.steps_ratio, holds=pair.significant),
-        _ratio(pair.seconds_ratio, holds=pair.seconds_ratio.excludes_one),
+        _ratio(pair.seconds_ratio, holds=pair.significant_in_time),
         Cell(f"{number(scale * difference.value, 3)}{unit}", ends) if known else Cell(ABSENT),
         Cell(number(pair.p, 3)),
         Cell(number(pair.p_corrected, 3), f"{number(pair.smallest_p, 2)} at best"),
@@ -98,7 +119,7 @@ def _steps_ratio(comparison: Comparison, contender: Contender) -> Cell:
 
 def _seconds_ratio(comparison: Comparison, contender: Contender) -> Cell:
     pair = comparison.against_baseline(contender.name)
-    return _ratio(pair.seconds_ratio if pair else None, holds=bool(pair and pair.seconds_ratio.excludes_one))
+    return _ratio(pair.seconds_ratio if pair else None, holds=bool(pair and pair.significant_in_time))
 
 
 def _p(comparison: Comparison, contender: Contender) -> Cell:
@@ -189,7 +210,7 @@ LINES = (
         "time, ratio",
         "median time over that of the baseline; 95 % bootstrap interval over pairs of one seed",
         "What is left of the factor when dearer steps are paid for.",
-        "As the time to target. Its interval alone decides on the question mark: the test is on the steps.",
+        "As the time to target.",
         _seconds_ratio,
     ),
     Line(

@@ -167,7 +167,7 @@ def _sharpness(run: Run) -> Cell:
 
 
 def _noise_ratio(run: Run) -> Cell:
-    return _measured(run, "noise", number(run.get("noise.ratio")))
+    return _measured(run, "noise", with_error(run.get("noise.ratio"), run.get("noise.ratio_error")))
 
 
 def _products(run: Run) -> Cell:
@@ -263,7 +263,8 @@ COLUMNS = (
     ),
     Column(
         "noise ratio",
-        "λ_C / λ_H: top eigenvalue of the per-example gradient covariance over that of the Hessian",
+        "λ_C / λ_H: top eigenvalue of the per-example gradient covariance over that of the Hessian; ± is from the "
+        "residual bounds of both",
         "Near 1 where the predicted probabilities are calibrated; near 0 where the examples are learnt by heart.",
         "It has the unit of the loss: compare it for one loss only. With batches of B examples noise is B times less.",
         _noise_ratio,

@@ -160,3 +160,8 @@ class Density:
     def mass(self, low: float, high: float) -> float:
         """The fraction of eigenvalues in [low, high], by the quadrature (no smoothing)."""
         return float(self.weights[(self.nodes >= low) & (self.nodes <= high)].sum()) if len(self.nodes) else math.nan
+
+    def __str__(self) -> str:
+        low, high = (self.grid[0], self.grid[-1]) if len(self.grid) else (math.nan, math.nan)
+        probes = f"{self.num_probes} probes, {self.matvecs} products, {self.status}"
+        return f"{len(self.grid)} points from {low:.4g} to {high:.4g}, smoothed by {self.width:.2g} ({probes})"

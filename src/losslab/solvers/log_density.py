@@ -48,6 +48,10 @@ class LogDensity:
     status: Status
     seed: int | None = None
 
+    def __str__(self) -> str:
+        below = f"{self.below_floor:.3g} ± {self.below_floor_error:.1g} of all within ±{self.floor:.2g}"
+        return f"{len(self.grid)} points, {below} ({self.matvecs} products, {self.status})"
+
 
 def log_density(density: Density, size: int, *, floor: float | None = None, width: float = 0.1) -> LogDensity:
     """How are the eigenvalues' magnitudes spread over the decades? (The log-spectrum of Papyan 2019.)

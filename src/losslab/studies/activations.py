@@ -14,7 +14,7 @@ from torch.func import functional_call
 from losslab.operators.batches import call_model, to_device
 from losslab.random import preserved_random_states
 from losslab.status import Status
-from losslab.studies.sections import suggestion
+from losslab.studies.section import suggestion
 
 Layers = str | Sequence[str]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from losslab.optim.eigenspace.options import FIRST_VERSION, FIXES
 from losslab.studies.config_file import ConfigError, shown
-from losslab.studies.sections import suggestion
+from losslab.studies.section import suggestion
 
 PROBES = {
     "lanczos": "spectrum",

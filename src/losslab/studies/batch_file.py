@@ -10,7 +10,8 @@ from losslab.studies.aliases import flag_assignments
 from losslab.studies.config import make_config
 from losslab.studies.config_file import ConfigError, assign, read_mapping, shown
 from losslab.studies.schedule_section import named
-from losslab.studies.sections import RunConfig, suggestion
+from losslab.studies.section import suggestion
+from losslab.studies.sections import RunConfig
 
 KEYS = {"runs": ("description", "defaults", "runs"), "experiments": ("description", "experiments")}
 

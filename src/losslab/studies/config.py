@@ -13,7 +13,8 @@ from pydantic_core import ErrorDetails
 from losslab.studies.aliases import is_founding, modern
 from losslab.studies.config_file import ConfigError, assign, read_mapping, shown
 from losslab.studies.schedule_section import EVERYWHERE, named, spelled
-from losslab.studies.sections import RunConfig, Section, suggestion
+from losslab.studies.section import suggestion
+from losslab.studies.sections import RunConfig, Section
 
 Checked = TypeVar("Checked", bound=Section)
 

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from losslab.ranks import Ranks
-from losslab.studies.sections import TrainingConfig, suggestion
+from losslab.studies.section import suggestion
+from losslab.studies.sections import TrainingConfig
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

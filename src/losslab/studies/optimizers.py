@@ -18,7 +18,9 @@ from losslab.optim.groups import excluded, talt_param_groups
 from losslab.optim.talt import TALT
 from losslab.studies.combined import Combined
 from losslab.studies.muon import muon
-from losslab.studies.sections import OptimizerConfig
+from losslab.studies.optimizer_rows import is_own
+from losslab.studies.optimizer_section import OptimizerConfig
+from losslab.studies.own_optimizer import needs_closure, own
 from losslab.studies.talt_section import TALTConfig
 
 # Earlier ones take other powers in Shampoo. Tests compare every step of 4.1.0 with its paper's.
@@ -38,9 +40,23 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
         model: Muon and TALT ask it which parameters are hidden weights.
 
     Raises:
-        ValueError: A package that it needs is not there, or the network is not one for it.
+        ValueError: A package that it needs is not there, or the network is not one for it; or one of the user's own
+            that cannot be used.
     """
-    return OPTIMIZERS[config.name](config, model)
+    return (_own if is_own(config.name) else OPTIMIZERS[config.name])(config, model)
+
+
+def _own(config: OptimizerConfig, model: nn.Module) -> Optimizer:
+    optimizer = own(config, model)
+    if needs_closure(optimizer) and not second_gradient(optimizer):
+        dotted = config.name.partition(":")[2]
+        raise ValueError(
+            f"optimizer.name: expected a step() that takes the gradient that is there, got {dotted}'s, which needs a "
+            "closure to compute others; only SAM's form of it, with first_step and second_step, is known here"
+        )
+    if keeps_an_average(optimizer):
+        optimizer.train()  # type: ignore[attr-defined]  # schedule-free ones by their authors refuse to step before
+    return optimizer
 
 
 def _sgd(config: OptimizerConfig, model: nn.Module) -> Optimizer:
@@ -155,14 +171,15 @@ def second_gradient(optimizer: Optimizer) -> bool:
 
 def keeps_an_average(optimizer: Optimizer) -> bool:
     """Whether it evaluates at other weights than those where it takes gradients: schedule-free ones do."""
-    return hasattr(optimizer, "eval")
+    return hasattr(optimizer, "eval") and hasattr(optimizer, "train")
 
 
 @contextmanager
 def evaluating(optimizer: Optimizer) -> Iterator[None]:
     """Inside, the parameters are the ones to evaluate and to save; afterwards they are as before, to the last bit.
 
-    The optimizer's state is at all times that of the training, and no step may be taken inside.
+    The optimizer's state is at all times that of the training, and no step may be taken inside: `eval()` moves the
+    parameters and, if it has one, the groups' "train_mode".
     """
     if not keeps_an_average(optimizer):
         yield
@@ -171,10 +188,11 @@ def evaluating(optimizer: Optimizer) -> Iterator[None]:
     kept = [parameter.detach().clone() for parameter in parameters]
     optimizer.eval()  # type: ignore[attr-defined]
     for group in optimizer.param_groups:
-        group["train_mode"] = True  # its train() would bring the weights back with rounding errors
+        group["train_mode"] = True  # else its train() would bring the weights back, with rounding errors
     try:
         yield
     finally:
+        optimizer.train()  # type: ignore[attr-defined]
         with torch.no_grad():
             for parameter, value in zip(parameters, kept, strict=True):
                 parameter.copy_(value)

@@ -15,7 +15,7 @@ from losslab.studies.data.vocabulary import PAD_ID
 from losslab.studies.feature_maps import FeatureMaps, feature_maps
 from losslab.studies.record import RunFolder
 from losslab.studies.runs import load_run
-from losslab.studies.sections import suggestion
+from losslab.studies.section import suggestion
 
 SPLITS = ("train", "validation", "test")
 

@@ -17,7 +17,7 @@ from losslab.status import Progress
 from losslab.studies import checkpoint
 from losslab.studies.record import RunFolder
 from losslab.studies.runs import LoadedRun, load_run, probe_batches
-from losslab.studies.sections import suggestion
+from losslab.studies.section import suggestion
 
 SPLITS = ("validation", "test")  # arguments of probes that are risks on these splits
 _ON_A_PATH = {"pca", "eigenvectors"}  # directions that a path can be seen on: random ones see nothing of it

@@ -3,16 +3,14 @@
 Needs no torch, so that a wrong configuration is refused at once.
 """
 
-import difflib
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from losslab.studies.optimizer_rows import BOUNDED, OptimizerName, acting, defaults, row_of
+from losslab.studies.optimizer_rows import BOUNDED
+from losslab.studies.optimizer_section import OptimizerConfig
 from losslab.studies.schedule_section import ScheduleConfig, named
-from losslab.studies.section import Positive, Section, reachable
-from losslab.studies.talt_section import TALTConfig
+from losslab.studies.section import Positive, Section, reachable, reaches
 
 
 class DatasetConfig(Section):
@@ -63,58 +61,6 @@ class ModelConfig(Section):
     init_scale: float = Field(default=1.0, gt=0)
 
 
-class OptimizerConfig(Section):
-    """How a gradient becomes a step. Defaults other than those here are the row's (`optimizer_rows.ROWS`).
-
-    Attributes:
-        name: A row of `losslab.studies.optimizers.OPTIMIZERS`.
-        lr: Learning rate, at the height of the schedule.
-        momentum: How much of the last step lives on in the next: SGD's, Muon's, and that of a base that is SGD.
-        nesterov: Whether SGD looks ahead along the last step; the row "nesterov" always does.
-        weight_decay: How strongly weights are pulled to zero: as a part of the gradient, or apart from it
-            (docs/optimizers.md).
-        betas: How much of the averages of the gradient and of its square, or of SOAP's covariances, is kept.
-        base: What SAM and schedule-free are made of.
-        rho: The distance at which SAM takes its gradient.
-        talt: TALT's fixes and numbers.
-    """
-
-    name: OptimizerName = "sgd"
-    lr: float = Field(default=0.1, gt=0)
-    momentum: float = Field(default=0.0, ge=0, lt=1)
-    nesterov: bool = False
-    weight_decay: float = Field(default=0.0, ge=0)
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        default=(0.9, 0.999), strict=False
-    )
-    base: Literal["sgd", "adamw"] = "sgd"
-    rho: float = Field(default=0.05, ge=0)
-    talt: TALTConfig | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _as_the_row_has_it(cls, values: Any) -> Any:
-        """Fill in what is not given, so that config.json holds what was used."""
-        if not isinstance(values, dict):
-            return values
-        given = {key: value for key, value in values.items() if (key, value) != ("talt", None)}
-        return {**defaults(values.get("name", "sgd"), values.get("base")), **given}
-
-    @model_validator(mode="after")
-    def _only_what_acts(self) -> "OptimizerConfig":
-        row, known = row_of(self.name, self.base), acting(self.name, self.base)
-        for key, field in type(self).model_fields.items():
-            if key not in known and getattr(self, key) != field.default:
-                raise ValueError(f"{key!r} does nothing in {row}: remove it")
-        if (self.nesterov or self.name == "nesterov") and self.momentum == 0:
-            raise ValueError("'nesterov' needs a momentum > 0")
-        if row == "schedule_free on sgd" and self.momentum == 0:
-            raise ValueError(f"{row} needs a momentum > 0")
-        if row == "schedule_free on adamw" and self.betas[0] == 0:
-            raise ValueError(f"{row} needs a first of the betas > 0")
-        return self
-
-
 class SnapshotsConfig(Section):
     """After which steps the weights are kept, for the probe `trajectory`; none by default.
 
@@ -163,7 +109,7 @@ class TargetConfig(Section):
 
     def reached(self, value: float) -> bool:
         """Whether a value of the metric is good enough."""
-        return value >= self.value if self.metric.endswith("accuracy") else value <= self.value
+        return reaches(self.metric, value, self.value)
 
 
 class TrainingConfig(Section):
@@ -240,10 +186,3 @@ class RunConfig(Section):
                 f"{', '.join(BOUNDED)}; got {self.optimizer.name}; take another optimizer, or rule: seed"
             )
         return self
-
-
-def suggestion(unknown: str, known: Iterable[str]) -> str:
-    """What to write in place of an unknown name: the nearest one, or all there are."""
-    known = list(known)
-    near = difflib.get_close_matches(unknown, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import losslab
 from losslab.studies.config_file import ConfigError
-from losslab.studies.sections import suggestion
+from losslab.studies.section import suggestion
 
 
 def shipped_configs(kind: str = "") -> dict[str, Path]:

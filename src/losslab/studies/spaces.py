@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 
 from losslab.optim.eigenspace.options import FIXES
 from losslab.studies.config_file import ConfigError, shown
-from losslab.studies.sections import suggestion
+from losslab.studies.optimizer_rows import is_own
+from losslab.studies.section import suggestion
 
 
 @dataclass(frozen=True)
@@ -165,12 +166,16 @@ SPACES: dict[str, Space] = {
     },
 }
 
+# Of an optimizer of one's own the rate alone, whatever its scale: from the smallest of the rows' rates, Lion's, to the
+# largest, plain SGD's. One setting over six decades is about as much to search as the rows' two or three.
+ANY_RATE = Range(1e-5, 10.0, log=True)
+
 # TALT's eight fixes, each on or off: beside its space, for those who ask for it.
 TALT_FIXES: Space = {f"optimizer.talt.{fix}": Choice((True, False)) for fix in FIXES}
 
 
 def space_of(optimizer: str, schedule: str = "constant", *, with_fixes: bool = False) -> Space:
-    """The space of an optimizer; `with_fixes`: TALT's with its eight fixes.
+    """The space of an optimizer, the learning rate of one of the user's own; `with_fixes`: TALT's with its eight fixes.
 
     Under the schedule "homotopy" of the row's settings the learning rate alone: nothing else needs tuning.
 
@@ -180,6 +185,6 @@ def space_of(optimizer: str, schedule: str = "constant", *, with_fixes: bool = F
     if with_fixes and optimizer != "talt":
         wanted = "expected optimizer talt, which they are of"
         raise ConfigError(f"--include-theoretical-fixes: {wanted}, got {optimizer}; leave it out")
-    row = SPACES[optimizer]
+    row = {"optimizer.lr": ANY_RATE} if is_own(optimizer) else SPACES[optimizer]
     own = {"optimizer.lr": row["optimizer.lr"]} if schedule == "homotopy" else row
     return {**own, **(TALT_FIXES if with_fixes else {})}

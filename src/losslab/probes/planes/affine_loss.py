@@ -90,9 +90,7 @@ def held(risk: EmpiricalRisk) -> EmpiricalRisk:
             budget -= _bytes(kinds.tensors_of(batch))
             if budget < 0:
                 return risk
-    risk = copy.copy(risk)
-    risk.batches = batches
-    return risk
+    return risk.held_as(batches)
 
 
 class _Quick:

@@ -26,6 +26,9 @@ class Projection:
     betas: np.ndarray
     residuals: np.ndarray
 
+    def __str__(self) -> str:
+        return f"{len(self.alphas)} points, at most {self.residuals.max(initial=0.0):.4g} away"
+
 
 def project(points: Sequence[Tensor], origin: Tensor, directions: Sequence[Tensor]) -> Projection:
     """Where on origin + Σ cₖ dₖ do the points lie?  c = argmin ‖p − origin − Σ cₖ dₖ‖, by least squares in float64.

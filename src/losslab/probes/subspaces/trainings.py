@@ -47,6 +47,9 @@ class TrialTable:
     validation_losses: np.ndarray
     validation_accuracies: np.ndarray
 
+    def __str__(self) -> str:
+        return f"{len(self.seeds)} trainings, in {len(set(self.dimensions.tolist()))} dimensions"
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -34,6 +34,10 @@ class PathGeometry:
     random_walk: np.ndarray
     coordinates: np.ndarray
 
+    def __str__(self) -> str:
+        shares = ", ".join(f"{share:.2f}" for share in self.explained[:3])
+        return f"{len(self.distances)} points, length {self.step_lengths.sum():.4g}, principal components {shares}"
+
 
 def path_of(snapshots: Sequence[Snapshot], names: Sequence[str]) -> PathGeometry:
     """Where did training go?  Distances, angles, and the principal components of the points.

@@ -37,13 +37,21 @@ class Snapshot:
         """A copy, on the host, of where the model is now.
 
         Raises:
-            ValueError: step is not a number >= 0.
+            ValueError: step is not a number >= 0, or the optimizer moves none of the model's parameters.
         """
         if type(step) is not int or step < 0:
             raise ValueError(f"step: expected a number of steps >= 0, got {step!r}")
         model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper names its parameters otherwise
+        if optimizer is not None:
+            _require_same(model, optimizer)
         weights = {name: _copy(tensor) for name, tensor in _state(model).items()}
         return cls(step, weights, None if optimizer is None else update_rule(model, optimizer))
+
+    def __str__(self) -> str:
+        size = sum(tensor.numel() for tensor in self.weights.values())
+        return f"step {self.step}: {size} numbers in {len(self.weights)} tensors" + (
+            f", {self.rule}" if self.rule else ""
+        )
 
     @torch.no_grad()
     def put_into(self, model: nn.Module) -> None:
@@ -89,7 +97,7 @@ class Snapshots(Sequence[Snapshot]):
         (`update_rule`). Cost: a copy of the weights on the host, two with an adaptive optimizer.
 
         Raises:
-            ValueError: step is not a number >= 0.
+            ValueError: step is not a number >= 0, or the optimizer is that of another model.
         """
         snapshot = Snapshot.of(step, model, optimizer)
         if self.folder is None:
@@ -154,6 +162,16 @@ def _to_bytes(snapshot: Snapshot) -> bytes:
         rule = {key: getattr(snapshot.rule, key) for key in ("learning_rate", "bound", "decay")}
         tensors |= {_PRECONDITIONER + name: tensor for name, tensor in snapshot.rule.preconditioner.items()}
     return save(tensors, {"snapshot": json.dumps(encode({"rule": rule}), allow_nan=False)})
+
+
+def _require_same(model: nn.Module, optimizer: Optimizer) -> None:
+    """Refuse an optimizer of another model: its bound and preconditioner would be kept as this one's."""
+    own = {id(parameter) for parameter in model.parameters()}
+    if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+        raise ValueError(
+            "optimizer: expected one that moves the model's parameters, got one of other tensors; "
+            "make it from this model's parameters(), after any deepcopy"
+        )
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:

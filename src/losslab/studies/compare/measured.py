@@ -17,6 +17,7 @@ from losslab.studies.compare.plan import CompareConfig, GoalConfig
 from losslab.studies.compare.result import UNKNOWN, Comparison, Contender, Pairing
 from losslab.studies.compare.verdict import verdict
 from losslab.studies.record import RunFolder
+from losslab.studies.section import reaches
 from losslab.studies.tuning.result import Tuned, warnings_about
 
 
@@ -52,7 +53,7 @@ class SeedRun:
         if math.isnan(target):
             return math.nan
         for row, value in zip(self.rows, self.values(), strict=True):
-            if not self.diverged and self.goal.reached(value, target):
+            if not self.diverged and reaches(self.goal.metric, value, target):
                 return float(row[column])
         return math.inf
 
@@ -77,7 +78,13 @@ class SeedRun:
 
 
 def measured(
-    plan: CompareConfig, folder: str | Path, tuned: Mapping[str, Tuned], status: Status, failures: Sequence[str] = ()
+    plan: CompareConfig,
+    folder: str | Path,
+    tuned: Mapping[str, Tuned],
+    status: Status,
+    failures: Sequence[str] = (),
+    *,
+    examples: int = 0,
 ) -> Comparison:
     """All that the folder's runs say, with the verdicts.
 
@@ -87,6 +94,7 @@ def measured(
         tuned: What tuning chose, for the optimizers that have got so far.
         status: How the comparison ended.
         failures: Runs that ended with an error, a line each.
+        examples: Of the validation split; 0 if not known.
     """
     layout = Layout(Path(folder), plan)
     runs = {
@@ -109,6 +117,7 @@ def measured(
         trials=plan.trials,
         machine=_machine(layout, plan),
         failures=tuple(failures),
+        validation_examples=examples,
         contenders=tuple(contenders),
         pairs=tuple(pairings(contenders, baseline)),
     )
@@ -198,16 +207,24 @@ def _median(times: Sequence[float]) -> statistics.Estimate:
 
 
 def pairings(contenders: Sequence[Contender], baseline: str) -> list[Pairing]:
-    """Each two optimizers, the baseline always second; the p-values corrected over all of them."""
+    """Each two optimizers, the baseline always second; the p-values corrected over all of them.
+
+    Steps and time are two questions, each with a correction of its own.
+    """
     couples = [
         (second, first) if first.name == baseline else (first, second)
         for first, second in itertools.combinations(contenders, 2)
     ]
     pairs = [_pair(first, second) for first, second in couples]
-    corrected = statistics.holm([pair.p for pair in pairs])
+    of_steps, of_seconds = (statistics.holm([getattr(pair, key) for pair in pairs]) for key in ("p", "seconds_p"))
     return [
-        dataclasses.replace(pair, p_corrected=p, smallest_p=min(1.0, len(pairs) * pair.smallest_p))
-        for pair, p in zip(pairs, corrected, strict=True)
+        dataclasses.replace(
+            pair,
+            p_corrected=steps,
+            seconds_p_corrected=seconds,
+            smallest_p=min(1.0, len(pairs) * pair.smallest_p),
+        )
+        for pair, steps, seconds in zip(pairs, of_steps, of_seconds, strict=True)
     ]
 
 
@@ -230,6 +247,7 @@ def _pair(first: Contender, second: Contender) -> Pairing:
         p=statistics.paired_test(*columns("steps")) if enough else 1.0,
         p_corrected=1.0,
         smallest_p=statistics.smallest_p(max(len(both), 1)),
+        seconds_p=statistics.paired_test(*columns("seconds")) if timed else 1.0,
     )
 
 

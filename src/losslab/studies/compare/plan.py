@@ -8,8 +8,8 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 
 from losslab.studies.config import apply, checked
 from losslab.studies.config_file import ConfigError, read_mapping
-from losslab.studies.section import Positive, Section, reachable
-from losslab.studies.sections import RunConfig, suggestion
+from losslab.studies.section import Positive, Section, reachable, suggestion
+from losslab.studies.sections import RunConfig
 from losslab.studies.spaces import Space, make_space, space_of
 from losslab.studies.tuning.options import TuneOptions
 
@@ -57,16 +57,12 @@ class GoalConfig(Section):
         """Whether the metric is to rise."""
         return self.metric.endswith("accuracy")
 
-    def reached(self, value: float, target: float) -> bool:
-        """Whether a value of the metric is good enough."""
-        return value >= target if self.larger_is_better else value <= target
-
 
 class RobustnessConfig(Section):
     """What is changed around the tuned settings, to see how much it matters.
 
     Attributes:
-        learning_rates: So many, evenly over three decades in the logarithm, the tuned one in the middle.
+        learning_rates: So many, an odd number, evenly over three decades in the logarithm: the middle one is the tuned.
         initialisations: So many of the seeds are also run from each scale.
         scales: What the first weights are multiplied by.
     """
@@ -74,6 +70,13 @@ class RobustnessConfig(Section):
     learning_rates: int = Field(default=7, ge=3)
     initialisations: int = Field(default=5, ge=1)
     scales: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(0.5, 1.0, 2.0), strict=False)
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _with_a_middle(cls, rates: int) -> int:
+        if rates % 2 == 0:
+            raise ValueError(f"expected an odd number, the tuned rate in the middle, got {rates}; take {rates + 1}")
+        return rates
 
 
 class CompareConfig(Section):

@@ -8,6 +8,7 @@ from losslab.status import Progress, Stages, Status, StopRequested
 from losslab.studies.compare.layout import PLAN, Layout
 from losslab.studies.compare.measured import measured
 from losslab.studies.compare.plan import CompareConfig
+from losslab.studies.compare.rehearsal import rehearse
 from losslab.studies.compare.result import Comparison, save
 from losslab.studies.engine import run_jobs
 from losslab.studies.engine.jobs import EngineOptions, Job
@@ -46,9 +47,11 @@ def compare(
         The result.
 
     Raises:
+        ConfigError: An entry whose data, network or optimizer cannot be built, before anything is written.
         FileExistsError: The folder holds another comparison, or something else.
     """
     options, layout = options or EngineOptions(), Layout(Path(folder), plan)
+    examples = rehearse(plan)
     _open(layout)
     trials, seeds, around = _costs(plan)
     study = _Study(layout, options, Stages(progress, trials + seeds + around))
@@ -60,7 +63,7 @@ def compare(
         status = Status.complete
     except StopRequested:
         status = Status.stopped
-    found = measured(plan, layout.path, study.tuned, status, study.failures)
+    found = measured(plan, layout.path, study.tuned, status, study.failures, examples=examples)
     save(layout.path, found)
     return found
 

@@ -93,6 +93,8 @@ class Pairing:
         p: Of the paired test on the steps.
         p_corrected: After Holm's correction over all pairs.
         smallest_p: The smallest corrected one that so many seeds allow where all pairs are alike.
+        seconds_p: Of the same test on the times; 1 where there is none.
+        seconds_p_corrected: After Holm's correction over all pairs' times.
     """
 
     first: str
@@ -104,6 +106,8 @@ class Pairing:
     p: float
     p_corrected: float
     smallest_p: float
+    seconds_p: float = 1.0
+    seconds_p_corrected: float = 1.0
 
     @property
     def significant(self) -> bool:
@@ -112,8 +116,16 @@ class Pairing:
         Where so few seeds allow no corrected p of 0.05 all must agree. Its smallest corrected p alone would not do:
         Holm gives that to a pair whose seeds disagree as well, if the others' all agree.
         """
-        all_agree = self.smallest_p > 0.05 and self.p <= smallest_p(self.n)
-        return self.steps_ratio.excludes_one and (self.p_corrected <= 0.05 or all_agree)
+        return self._holds(self.steps_ratio, self.p, self.p_corrected)
+
+    @property
+    def significant_in_time(self) -> bool:
+        """The same of the ratio of times."""
+        return self._holds(self.seconds_ratio, self.seconds_p, self.seconds_p_corrected)
+
+    def _holds(self, ratio: Estimate, p: float, corrected: float) -> bool:
+        all_agree = self.smallest_p > 0.05 and p <= smallest_p(self.n)
+        return ratio.excludes_one and (corrected <= 0.05 or all_agree)
 
 
 @dataclass(frozen=True)
@@ -133,6 +145,7 @@ class Comparison:
         machine: What the times were measured on.
         verdicts: A sentence for each of the others against the baseline.
         failures: Runs that ended with an error.
+        validation_examples: What the metric is measured on; 0 if not known.
         contenders: The optimizers, as in the plan.
         pairs: Each two of them.
     """
@@ -149,6 +162,7 @@ class Comparison:
     machine: str
     verdicts: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
+    validation_examples: int = 0
     contenders: tuple[Contender, ...] = ()
     pairs: tuple[Pairing, ...] = ()
 

@@ -16,7 +16,8 @@ def target_in_words(metric: str, value: float) -> str:
 def verdict(comparison: Comparison, pair: Pairing) -> str:
     """The sentence on one optimizer against the baseline.
 
-    A factor stands only where its interval excludes 1 and the paired test says as much as so many seeds can say.
+    A factor, of steps or of time, stands only where its interval excludes 1 and the paired test says as much as so many
+    seeds can say.
     """
     first, second = comparison.contender(pair.first), comparison.contender(pair.second)
     if math.isnan(comparison.target) and (comparison.status.ok or second.runs == len(comparison.seeds)):
@@ -45,7 +46,7 @@ def verdict(comparison: Comparison, pair: Pairing) -> str:
 def _time(pair: Pairing) -> str:
     """The time, beside a claim on the steps: the same direction, the other one, or no difference."""
     factor = _factor(pair.seconds_ratio)
-    if not pair.seconds_ratio.excludes_one:
+    if not pair.significant_in_time:
         return f"with no significant difference in time ({factor})"
     same = (pair.seconds_ratio.value < 1) == (pair.steps_ratio.value < 1)
     return f"{'and' if same else 'but'} {factor} of its time"

@@ -80,6 +80,8 @@ def arrays(config: DatasetConfig) -> Dataset:
         problem = _wrong_examples(examples, parts["x_train"].shape[1:]) or _wrong_labels(labels, len(examples))
         if problem:
             raise ValueError(f"dataset.name: {path}: {problem.format(half)}")
+    if problem := _too_many_classes(parts["y_train"], parts["y_test"]):
+        raise ValueError(f"dataset.name: {path}: {problem}")
     try:
         return from_arrays(*(parts[name] for name in ARRAYS))
     except ValueError as error:  # scikit-learn's: fewer examples than it takes
@@ -120,6 +122,17 @@ def _wrong_labels(labels: np.ndarray, examples: int) -> str:
     if len(bad := labels[(labels < 0) | (labels != np.floor(labels))]):
         return f"y_{{}}: expected classes 0, 1, 2, …, got {bad[0]}"
     return ""
+
+
+def _too_many_classes(train: np.ndarray, test: np.ndarray) -> str:
+    """What is wrong where the labels cannot be classes: each that is there has two examples or more to split."""
+    classes, most = int(max(train.max(), test.max())) + 1, len(train) // 2
+    if classes <= most:
+        return ""
+    return (
+        f"expected at most {most} classes, two of {len(train)} training examples each, got {classes} with labels up to "
+        f"{classes - 1}; number classes 0, 1, 2, …; quantities (a regression) are not learnt here"
+    )
 
 
 def from_arrays(x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> Dataset:

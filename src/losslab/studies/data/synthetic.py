@@ -5,7 +5,8 @@ from typing import Any
 import torch
 
 from losslab.studies.data.splits import Dataset, Split
-from losslab.studies.sections import DatasetConfig, suggestion
+from losslab.studies.section import suggestion
+from losslab.studies.sections import DatasetConfig
 
 _DEFAULTS: dict[str, Any] = {
     "examples": 2000, "classes": 10, "channels": 3, "side": 16, "noise": 4.0, "seed": 0,

@@ -7,7 +7,8 @@ from losslab.studies.data import images, text
 from losslab.studies.data.augmentation import refuse_unless_images
 from losslab.studies.data.splits import Dataset
 from losslab.studies.data.synthetic import synthetic
-from losslab.studies.sections import DatasetConfig, suggestion
+from losslab.studies.section import suggestion
+from losslab.studies.sections import DatasetConfig
 
 DATASETS: dict[str, Callable[[DatasetConfig], Dataset]] = {
     "digits": images.digits,

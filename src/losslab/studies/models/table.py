@@ -8,7 +8,8 @@ from torch import nn
 from losslab.studies.models import bert, small, torchvision_nets
 from losslab.studies.models.inputs import Inputs
 from losslab.studies.models.own import own
-from losslab.studies.sections import ModelConfig, suggestion
+from losslab.studies.section import suggestion
+from losslab.studies.sections import ModelConfig
 
 MODELS: dict[str, Callable[[ModelConfig, Inputs], nn.Module]] = {
     "simple_cnn": small.simple_cnn,

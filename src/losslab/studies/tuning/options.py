@@ -7,7 +7,8 @@ from typing import Any
 
 from losslab.studies.config import apply
 from losslab.studies.config_file import ConfigError
-from losslab.studies.sections import RunConfig, suggestion
+from losslab.studies.section import suggestion
+from losslab.studies.sections import RunConfig
 from losslab.studies.spaces import Choice, Range
 
 METRICS = ("validation_loss", "validation_accuracy")

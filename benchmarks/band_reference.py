@@ -1,4 +1,4 @@
-"""The elastic band written out, one pivot after another: `band.Relaxation` must agree with it."""
+"""The elastic band written out, one pivot after another: `losslab.probes.paths.band.Relaxation` must agree with it."""
 
 import itertools
 from collections.abc import Callable
