@@ -196,8 +196,8 @@ def test_the_protocol(lab, tmp_path):
     found = compare(plan, tmp_path / "study", EngineOptions(parallel=2))
     # Tuning: equal trials, none of them pruned, with the tuning seed, on validation.
     assert [(base.name, base.seed) for base, *_ in lab.tuned] == [("sgd", 100), ("adamw", 100)]
-    assert {(o.trials, o.pruner, o.metric, o.parallel) for *_, o in lab.tuned} == {
-        (2, "none", "validation_accuracy", 2)
+    assert {(o.trials, o.pruner, o.metric, o.target, o.parallel) for *_, o in lab.tuned} == {
+        (2, "none", "validation_accuracy", plan.target.value, 2)
     }
     # Seeds: the same for both, in turn; they alone look at the test split.
     seeds = [job for job in lab.jobs if job.folder.name.startswith("seed")]

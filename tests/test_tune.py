@@ -402,6 +402,32 @@ def test_the_order_of_trials():
     assert best_of([], maximize=False) is None
 
 
+def test_the_first_at_the_target_is_the_best():
+    reached = {0: math.inf, 1: 0.5, 2: 0.25, 3: 0.25}
+    values = {0: 0.99, 1: 0.98, 2: 0.96, 3: 0.97}
+    trials = [Trial(i, "complete", values[i], {}, 9, 1.0, 1.0, reached[i]) for i in range(4)]
+    assert [trial.number for trial in ranking(trials, maximize=True)] == [3, 2, 1, 0]
+    assert best_of(trials, maximize=True).number == 3
+
+
+def test_a_study_with_a_target_takes_whoever_is_there_first(quick, tmp_path):
+    """Each trial notes after which part of its steps it was there: ∞ where it never was, or without a target."""
+    wanted = options(metric="validation_accuracy", pruner="none", target=0.3)
+    found = tune(BASE, tmp_path / "soon", wanted)
+    for trial in found.trials:
+        rows = RunFolder(tmp_path / "soon" / "trials" / f"{trial.number:03}").metrics()
+        epochs = [row["epoch"] for row in rows if row["kind"] == "epoch" and row["validation_accuracy"] >= 0.3]
+        assert trial.reached == (min(epochs) / EPOCHS if epochs and trial.status == "complete" else math.inf)
+    first = min(trial.reached for trial in found.trials)
+    assert 0 < first < max(trial.reached for trial in found.trials)
+    assert found.best_trial.reached == first
+    assert Tuned.read(tmp_path / "soon").best_trial == found.best_trial
+    with pytest.raises(ValueError, match="another target"):
+        tune(BASE, tmp_path / "soon", dataclasses.replace(wanted, target=0.4))
+    unasked = tune(BASE, tmp_path / "end", options(pruner="none"))
+    assert {trial.reached for trial in unasked.trials} == {math.inf}
+
+
 @pytest.mark.parametrize(
     ("value", "says"), [(1.1e-3, "lower end"), (0.9, "upper end"), (0.03, ""), (3e-3, ""), (0.4, "")]
 )

@@ -25,7 +25,7 @@ WAIT = 0.2  # seconds between two looks at the journal while others are at the l
 
 
 def tune(base: RunConfig, folder: str | Path, options: TuneOptions, progress: Progress | None = None) -> Tuned:
-    """Which values of the space make the metric best at the end of training?
+    """Which values of the space make the metric best at the end of training, or reach a target soonest?
 
     The first trial is the configuration as it stands, if the space holds it; ten are drawn at random, and the others by
     a tree-structured Parzen estimator. A trial's value is the metric at its last evaluation: that of the network which

@@ -126,11 +126,16 @@ def measured(
 
 
 def baseline_of(plan: CompareConfig, tuned: Mapping[str, Tuned]) -> str:
-    """What the others are compared with: of several names the one with the best tuned value."""
+    """What the others are compared with: of several names the one that tuning found best."""
     names = plan.baseline or (plan.names[0],)
     sign = -1 if plan.target.larger_is_better else 1
     known = [name for name in names if name in tuned and not math.isnan(tuned[name].value)]
-    return min(known, key=lambda name: sign * tuned[name].value, default=names[0])
+
+    def place(name: str) -> tuple[float, float]:
+        best = tuned[name].best_trial
+        return best.reached if best is not None else math.inf, sign * tuned[name].value
+
+    return min(known, key=place, default=names[0])
 
 
 def _median_final(runs: Sequence[SeedRun | None], *, whole: bool) -> float:

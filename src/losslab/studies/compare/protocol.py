@@ -103,12 +103,14 @@ class _Study:
     def tune(self, name: str) -> None:
         """Search the best settings of one optimizer; raises `StopRequested` where that was ended."""
         plan = self._layout.plan
-        # Every trial goes to its end: a pruner would favour whoever starts fast.
+        # Every trial goes to its end: a pruner would favour whoever starts fast. Tuned for what is asked: near its best
+        # an accuracy is nearly alike for rates of which one reaches the target in a tenth of the other's steps.
         wanted = TuneOptions(
             space=plan.space(name),
             trials=plan.trials,
             metric=plan.target.metric,
             pruner="none",
+            target=plan.target.value,
             parallel=self._options.parallel or 1,
         )
         tick = self._stages.stage(plan.trials, name=f"{name}: tuning")

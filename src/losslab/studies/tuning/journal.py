@@ -176,6 +176,7 @@ def describe(base: RunConfig, options: TuneOptions) -> dict[str, Any]:
         "metric": options.metric,
         "pruner": options.pruner,
         "seed": options.seed,
+        "target": options.target,
         "configuration": base.model_dump(mode="json"),
     }
 

@@ -26,6 +26,8 @@ class TuneOptions:
         metric: Losses are made small, accuracies large.
         pruner: Who ends hopeless trials: "asha" compares with all trials after a ninth and a third of the steps,
             "hyperband" gives some trials more time before it does, "none" lets all end.
+        target: A value of the metric that is to be reached soon: whoever reaches it sooner is better, and among those
+            who never do the metric at the end decides. None: it decides among all.
         parallel: Processes on this machine. Others may join by calling `tune` on the same folder.
     """
 
@@ -34,6 +36,7 @@ class TuneOptions:
     seed: int = 0
     metric: str = "validation_loss"
     pruner: str = "asha"
+    target: float | None = None
     parallel: int = 1
 
     def __post_init__(self) -> None:

@@ -33,6 +33,8 @@ class Trial:
         steps: Optimizer steps taken.
         share: The part of a whole training that these are.
         seconds: Spent on training.
+        reached: The part of a whole training after which the target was reached; infinite where it never was, or where
+            none was set.
     """
 
     number: int
@@ -42,6 +44,7 @@ class Trial:
     steps: int
     share: float
     seconds: float
+    reached: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -112,20 +115,25 @@ def _trial(values: dict[str, Any]) -> Trial:
 
 
 def best_of(trials: Sequence[Trial], *, maximize: bool) -> Trial | None:
-    """The best among the trials that were trained to the end, or else, where all diverged, the first of all."""
+    """The best among the trials that were trained to the end, or else, where all diverged, the first of all.
+
+    The first that reached the target, where there is one; else that of the best metric.
+    """
     whole = [trial for trial in trials if trial.status != "pruned"]
     sign = -1 if maximize else 1
-    return min(whole, key=lambda trial: (sign * trial.value, trial.number), default=None)
+    return min(whole, key=lambda trial: (trial.reached, sign * trial.value, trial.number), default=None)
 
 
 def ranking(trials: Sequence[Trial], *, maximize: bool) -> list[Trial]:
-    """All trials from good to bad: whole ones by their value, then the pruned, later ones first, then the diverged."""
+    """All trials from good to bad: whole ones by when they reached the target, if they did, and their value; then the
+    pruned, later ones first; then the diverged.
+    """
     order = {"complete": 0, "pruned": 1, "diverged": 2}
     sign = -1 if maximize else 1
 
-    def place(trial: Trial) -> tuple[int, float, float, int]:
+    def place(trial: Trial) -> tuple[int, float, float, float, int]:
         pruned = trial.status == "pruned"
-        return order[trial.status], -trial.share if pruned else 0.0, sign * trial.value, trial.number
+        return order[trial.status], -trial.share if pruned else 0.0, trial.reached, sign * trial.value, trial.number
 
     return sorted(trials, key=place)
 

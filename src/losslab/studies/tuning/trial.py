@@ -2,15 +2,17 @@
 
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from losslab.status import Progress, StopRequested
 from losslab.studies.record import RunFolder
+from losslab.studies.section import reaches
 from losslab.studies.sections import RunConfig
 from losslab.studies.train import train
 from losslab.studies.tuning.journal import Claim, Journal
-from losslab.studies.tuning.options import trial_config
+from losslab.studies.tuning.options import TuneOptions, trial_config
 from losslab.studies.tuning.result import Trial
 from losslab.studies.tuning.workers import Worker
 
@@ -84,11 +86,22 @@ def _trained(run: RunFolder, config: RunConfig, journal: Journal, claim: Claim) 
     final, metric = run.final, journal.options.metric
     if final is None:
         return None
-    row = [row for row in run.metrics() if row.get("kind") == "epoch"][-1]
+    rows = [row for row in run.metrics() if row.get("kind") == "epoch"]
+    row = rows[-1]
     diverged = final.get("status") == "diverged" or not _finite(row, metric)
     value = journal.options.worst if diverged else row[metric]
     status = "diverged" if diverged else "complete"
-    return Trial(claim.number, status, value, claim.parameters, row["step"], share_of(config, row), row["seconds"])
+    reached = math.inf if diverged else _reached(rows, config, journal.options)
+    share = share_of(config, row)
+    return Trial(claim.number, status, value, claim.parameters, row["step"], share, row["seconds"], reached)
+
+
+def _reached(rows: Sequence[dict[str, Any]], config: RunConfig, options: TuneOptions) -> float:
+    """After which part of the training the target was reached."""
+    if options.target is None:
+        return math.inf
+    there = (share_of(config, row) for row in rows if reaches(options.metric, row[options.metric], options.target))
+    return next(there, math.inf)
 
 
 def _finite(row: dict[str, Any], metric: str) -> bool:
