@@ -23,6 +23,7 @@ from losslab.optim import HomotopyLR
 from losslab.studies.models.table import scale_weights
 
 VERSION = "5"  # to be raised when any number of HomotopyLR's changes
+VERSIONS = {("stable", "adamw"): "6"}  # of a rule with an optimizer, where only theirs have changed since
 UNCHANGED = "2"  # of the schedules, which are none of its
 CHECKED = 10  # steps from one look at the loss to the next: each waits for the device
 CURVED = ("quadratic", "mlp")  # tasks whose every loss is kept
@@ -39,7 +40,8 @@ class Run(optimizer_runs.Run):
     @property
     def key(self) -> str:
         """Names its file."""
-        version = VERSION if "rule" in self.settings else UNCHANGED
+        rule = self.settings.get("rule")
+        version = VERSIONS.get((rule, self.optimizer), VERSION) if rule else UNCHANGED
         said = {**asdict(self), "versions": [TASKS[self.task].version, version]}
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:20]
 

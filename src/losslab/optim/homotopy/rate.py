@@ -13,6 +13,7 @@ from losslab.optim.homotopy.rules import averaged, decayed, followed, risen, see
 # survived, and one estimate says little: where few gradients were met so far, or hardly any but zeros, λ is a hundred
 # times that of the next step, and more. So the median of three counts; benchmarks/homotopy_adaptive.py compares.
 RECENT = 3
+FORMED = 16  # estimates, one a step then: an average of fewer squares is no P yet, and its λ no bound for good
 
 
 class RateRule:
@@ -26,15 +27,18 @@ class RateRule:
     Attributes:
         curvature: What is reckoned with: κ averaged, or with "stable" the λ followed; NaN before the first, with an
             adaptive optimizer before the third.
-        sharpest: The largest λ that was ever reckoned with. Once the batches are fitted their curvature vanishes, and
-            says nothing of what a step away from here would meet: the rate stays below limit/sharpest for good.
+        sharpest: The largest λ that was ever reckoned with, by an adaptive optimizer's once its P is formed. Once the
+            batches are fitted their curvature vanishes, and says nothing of what a step away from here would meet: the
+            rate stays below limit/sharpest for good.
+        seen: How many λ were reckoned with.
         rate: η before the decay; NaN before the first step.
     """
 
     def __init__(self, options: HomotopyOptions, limit: float, *, adaptive: bool = False) -> None:
         self.options, self.limit, self.adaptive = options, limit, adaptive
         self.recent: list[float] = []
-        self.curvature, self.rate, self.sharpest = math.nan, math.nan, 0.0
+        self.curvature, self.rate = math.nan, math.nan
+        self.sharpest, self.seen = 0.0, 0
         level, window = options.target_percentile, options.target_window
         self.percentile = P2Percentile(level) if window == "p2" else WindowedPercentile(level, window)
 
@@ -47,7 +51,9 @@ class RateRule:
             if len(self.recent) == count:
                 middle = statistics.median(self.recent)
                 self.curvature = followed(self.curvature, middle, memory)
-                self.sharpest = max(self.sharpest, middle)
+                self.seen += 1
+                if not self.adaptive or self.seen >= FORMED:
+                    self.sharpest = max(self.sharpest, middle)
             return
         self.curvature = averaged(self.curvature, found.kappa, memory)
         if math.isfinite(found.kappa):
@@ -100,11 +106,11 @@ class RateRule:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""
-        own = {"curvature": self.curvature, "sharpest": self.sharpest, "recent": list(self.recent), "rate": self.rate}
-        return {**own, "percentile": self.percentile.state_dict()}
+        own = {"curvature": self.curvature, "sharpest": self.sharpest, "seen": self.seen, "rate": self.rate}
+        return {**own, "recent": list(self.recent), "percentile": self.percentile.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
         self.curvature, self.recent, self.rate = state["curvature"], list(state["recent"]), state["rate"]
-        self.sharpest = state["sharpest"]
+        self.sharpest, self.seen = state["sharpest"], state["seen"]
         self.percentile.load_state_dict(state["percentile"])
