@@ -351,14 +351,18 @@ def test_there_is_no_target_where_half_of_the_baseline_diverged(lab, tmp_path):
 def test_of_several_baselines_the_best_tuned_counts():
     plan = make_plan(values(baseline=["sgd", "adamw"]))
 
-    def tuned(value: float) -> Tuned:
-        return Tuned(plan.base, value, (), {}, Status.complete, "validation_accuracy", {}, 2, 0, "none")
+    def tuned(value: float, reached: float | None = None) -> Tuned:
+        trials = () if reached is None else (Trial(0, "complete", value, {}, 40, 1.0, 1.0, reached),)
+        return Tuned(plan.base, value, trials, {}, Status.complete, "validation_accuracy", {}, 2, 0, "none")
 
     assert baseline_of(plan, {"sgd": tuned(0.8), "adamw": tuned(0.9)}) == "adamw"
     assert baseline_of(plan, {"sgd": tuned(0.8), "adamw": tuned(NAN)}) == "sgd"
     losses = make_plan(values(baseline=["sgd", "adamw"], target={"metric": "validation_loss"}))
     assert baseline_of(losses, {"sgd": tuned(0.8), "adamw": tuned(0.9)}) == "sgd"
     assert baseline_of(make_plan(values()), {}) == "sgd"
+    # Who reaches the target sooner is better, whatever it ends at; who never does is after all who do.
+    assert baseline_of(plan, {"sgd": tuned(0.8, 0.5), "adamw": tuned(0.9, 0.75)}) == "sgd"
+    assert baseline_of(plan, {"sgd": tuned(0.8, 0.5), "adamw": tuned(0.9, math.inf)}) == "sgd"
 
 
 # The verdict.
