@@ -188,7 +188,7 @@ def test_a_loss_that_fails_otherwise_is_told():
     with pytest.raises(RuntimeError, match="size"):
         BatchHessian(lambda: w @ normal(4), [w])
     with pytest.raises(TypeError, match=r"loss: expected a function that returns a tensor of one number, got float"):
-        BatchHessian(lambda: float(w.sum()), [w])
+        BatchHessian(lambda: w.detach().sum().item(), [w])
     with pytest.raises(TypeError, match=r"got one of shape \(3,\)"):
         BatchHessian(lambda: w, [w])
 

@@ -68,7 +68,7 @@ def test_a_rate_that_is_far_too_large_trains(make, lr):
         optimizer = make(model.parameters(), lr=lr)
         scheduler = LambdaLR(optimizer, lambda _: 1.0) if name == "constant" else HomotopyLR(optimizer, loss)
         train(model, optimizer, scheduler, 60, loss)
-        found[name] = float(loss())
+        found[name] = loss().item()
     assert found["homotopy"] < 1.1
     assert not found["constant"] < 2 * found["homotopy"]
 
