@@ -18,7 +18,8 @@ from losslab.optim.homotopy.preconditioner import bare, inverse_root, leading, l
 from quadratics import Quadratic, turned
 from talt_twins import drawn, placed
 
-OPTIONS = TALTOptions(nesterov=False, dynamic_updates=False, update_interval=50)  # one basis, of the first step
+LINEAR = TALTOptions(orthogonal=False)  # a step is P⁻¹ times the average
+OPTIONS = replace(LINEAR, nesterov=False, dynamic_updates=False, update_interval=50)  # one basis, of the first step
 SHAPES = [(6, 5), (7,), ()]
 
 
@@ -149,9 +150,9 @@ def frozen(optimizer: Optimizer) -> Optimizer:
         (lambda ps: AdamW(ps, 1.0, weight_decay=0.0), 38.0),
         (lambda ps: RMSprop(ps, 1.0), 2.0),
         (lambda ps: RMSprop(ps, 1.0, momentum=0.9, centered=True), 3.8),
-        (lambda ps: TALT(ps, 1.0), 38.0 / 2.8),
-        (lambda ps: TALT(ps, 1.0, options=TALTOptions(nesterov=False)), 38.0),
-        (lambda ps: TALT(ps, 1.0, options=TALTOptions(gradient_smoothing=False)), 2.0),
+        (lambda ps: TALT(ps, 1.0, options=LINEAR), 38.0 / 2.8),
+        (lambda ps: TALT(ps, 1.0, options=replace(LINEAR, nesterov=False)), 38.0),
+        (lambda ps: TALT(ps, 1.0, options=replace(LINEAR, gradient_smoothing=False)), 2.0),
         (lambda ps: TALT(ps, 1.0, betas=(0.5, 0.9), structure="lowrank"), 6.0 / 2.0),
     ],
 )

@@ -11,7 +11,7 @@ from losslab.optim import TALT, TALTOptions
 from losslab.optim.eigenspace.options import plain
 from talt_twins import drawn, normal, placed, step
 
-STILL = TALTOptions(dynamic_updates=False, update_interval=10)  # new bases after steps 1, 10, 20, …
+STILL = TALTOptions(orthogonal=False, dynamic_updates=False, update_interval=10)  # new bases after steps 1, 10, 20, …
 
 
 def orthogonal(size: int, seed: int) -> torch.Tensor:
@@ -95,7 +95,7 @@ def test_before_there_is_a_basis_all_directions_are_alike():
     gradients = drawn([(4, 5)], 1)
     X = placed([(4, 5)])[0]
     before = X.clone()
-    step(TALT([X], lr=1.0, options=TALTOptions(nesterov=False)), gradients[0])
+    step(TALT([X], lr=1.0, options=TALTOptions(nesterov=False, orthogonal=False)), gradients[0])
     rms = gradients[0][0].square().mean().sqrt()
     torch.testing.assert_close(before - X, gradients[0][0] / (rms + 1e-8), rtol=1e-12, atol=0)
 
@@ -259,3 +259,19 @@ def test_each_group_has_structure_and_fixes_of_its_own():
             step(optimizer, [gradient])
     for a, b in zip(together, alone, strict=True):
         assert torch.equal(a, b)
+
+
+def test_singular_values_are_made_equal_and_the_norm_stays():
+    """`orthogonal` makes of the update of before one with the same singular vectors; in front of it all is the same."""
+    gradients = drawn([(4, 5)], 15)
+    plain_update, values, *_ = updates(gradients, STILL)
+    update, same_values, *_ = updates(gradients, replace(STILL, orthogonal=True))
+    assert torch.equal(values, same_values)
+    assert float(update.norm()) == pytest.approx(float(plain_update.norm()), rel=1e-12)
+    left, before, right = torch.linalg.svd(plain_update, full_matrices=False)
+    assert before[0] / before[-1] > 2
+    inside = left.T @ update @ right.T
+    assert (inside - inside.diag().diag()).abs().max() < 1e-9 * before[0]
+    assert inside.diag().max() / inside.diag().min() < 1.2 / 0.65  # what five steps of Newton and Schulz leave
+    raw = [updates(gradients, replace(STILL, parameter_normalization=False, orthogonal=on))[0] for on in (True, False)]
+    assert torch.equal(*raw)  # a part of fix 6

@@ -50,6 +50,7 @@ CHANGES = {
     "new bases as the average changes": {"trigger": "gradient_change", "trigger_bound": 0.05},
     "new bases as the covariance turns": {"trigger": "off_diagonal", "trigger_bound": 0.005, "blend": 0.8},
     "scaled": {"match_rms": 0.2},
+    "singular values as they are": {"orthogonal": False},
     "bases from another thread": {"asynchronous": True},
     "truncated, from another thread": {"asynchronous": True, "base_memory": 2, "max_side": 4, "adaptive_memory": False},
     "batch covariance, from another thread": {"asynchronous": True, "max_side": 3, "incremental_covariance": False},

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from losslab.optim.eigenspace.options import TALTOptions
+from losslab.optim.eigenspace.polar import equalized
 
 RIDGE = 1e-3  # of the mean eigenvalue: directions without any gradient stay where they are
 
@@ -40,8 +41,7 @@ class TALTReference:
         zero, o = parameter.new_zeros(m, n), self.options
         still = [self.structure == "diagonal" or (o.one_sided and m != n and k == max(m, n)) for k in (m, n)]
         longest, width = 1 if self.structure == "lowrank" else o.max_side, zero.element_size()
-        kept = zip((m, n), still, strict=True)
-        ranks = [k if fixed or k <= longest else o.rank(k, k * width) for k, fixed in kept]
+        ranks = [k if fixed or k <= longest else o.rank(k, k * width) for k, fixed in zip((m, n), still, strict=True)]
         rows = o.rank(m * n, m * n * width)
         state = SimpleNamespace(t=0, M=zero, V=zero, ranks=ranks, still=still, rows=rows, recent=[])
         state.next, state.cuts, state.peak, state.near = None, None, 0.0, False
@@ -70,7 +70,8 @@ class TALTReference:
             s = s.clamp(middle / o.clip, middle * o.clip)
         if self.structure == "lowrank" and S.t > 1:
             s[:, S.ranks[1] :] = s[:, : S.ranks[1]].min()
-        U = S.Q[0] @ (M * s) @ S.Q[1].T
+        W = equalized((M * s)[None])[0] if o.equalizes and self.structure == "kronecker" else M * s
+        U = S.Q[0] @ W @ S.Q[1].T
         S.recent = [*S.recent, G][-S.rows :]
         S.C = [a * C + (1 - a) * self._seen(G, S, side) for side, C in enumerate(S.C)]
         due = S.t == 1 or S.t % o.interval(S.t) == 0 or (S.t % 5 == 0 and self._triggered(S, before))

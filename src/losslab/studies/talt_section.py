@@ -55,6 +55,7 @@ class TALTConfig(Section):
     near_fraction: float = USUAL.near_fraction
     near_factor: float = USUAL.near_factor
     blend: float = USUAL.blend
+    orthogonal: bool = USUAL.orthogonal
     match_rms: float | None = USUAL.match_rms
     asynchronous: bool = USUAL.asynchronous
     compiled: bool = USUAL.compiled

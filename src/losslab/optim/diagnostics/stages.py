@@ -10,7 +10,7 @@ from torch import Tensor
 from losslab.optim.diagnostics.states import unit
 from losslab.optim.eigenspace.coordinates import rotated, rotated_back, weighed
 from losslab.optim.eigenspace.options import TALTOptions
-from losslab.optim.eigenspace.polar import polar
+from losslab.optim.eigenspace.polar import equalized, polar
 from losslab.optim.eigenspace.rule import averaged, rescaled, responses, squared, thresholds
 from losslab.optim.eigenspace.stack import Stack
 
@@ -64,6 +64,7 @@ def take_apart(stack: Stack, G: Tensor, betas: tuple[float, float], eps: float, 
         if options.shapes:
             plain, full = (responses(stack, values, each, eps, step, options) for each in (None, cuts))
             normalized, shaped = (weighed(M, each, state, of) for each in (plain, full))
+            shaped = equalized(shaped) if of.orthogonal else shaped
             gain = None if cuts is None or not options.amplifies else full / plain
         if not options.parameter_normalization:
             normalized, shaped = normalized * unit(stack), shaped * unit(stack)

@@ -47,6 +47,7 @@ class Layout:
         remembered: How many gradients are, where covariances are the last ones'.
         structure: One of `options.STRUCTURES`, but "auto".
         ahead: Whether bases are looked for by another thread.
+        orthogonal: Whether singular values are made equal.
     """
 
     left: Side
@@ -54,6 +55,7 @@ class Layout:
     remembered: int
     structure: str
     ahead: bool = False
+    orthogonal: bool = False
 
     @property
     def sides(self) -> tuple[tuple[str, Side], ...]:
@@ -91,10 +93,12 @@ class Layout:
     @property
     def overhead(self) -> float:
         """A step's operations over 6·m·n; forward and backward take one a token. m + n for whole sides."""
+        iteration = 5 * min(self.left.length, self.right.length)  # five steps of three products
         if self.structure == "polar":
-            return 5 * min(self.left.length, self.right.length)  # five steps of three products
+            return iteration
         turning = [side for _, side in self.sides if not side.still]
-        return sum(side.length if side.whole else 4 / 3 * side.kept for side in turning)
+        bases = sum(side.length if side.whole else 4 / 3 * side.kept for side in turning)
+        return bases + iteration * self.orthogonal
 
     @property
     def numbers(self) -> int:
@@ -135,7 +139,8 @@ def layout(shape: Sequence[int], structure: str, options: TALTOptions, row_bytes
     numbers = rows * columns
     remembers = not still and not options.incremental_covariance
     remembered = options.rank(numbers, numbers * row_bytes) if remembers else 0
-    return Layout(left, right, remembered, structure, options.asynchronous)
+    orthogonal = structure == "kronecker" and options.equalizes
+    return Layout(left, right, remembered, structure, options.asynchronous, orthogonal)
 
 
 def new_state(of: Layout, like: Tensor) -> dict[str, Tensor]:

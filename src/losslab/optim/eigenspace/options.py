@@ -80,6 +80,8 @@ class TALTOptions:
         near_factor: See `selective_amplification`.
         probe_interval: Steps from one Hessian product to the next, if the optimizer has a probe.
         blend: Of the newest covariance in the matrix whose basis is taken.
+        orthogonal: Whether the singular values of a matrix's update are made equal, nearly; its norm stays. A part of
+            fix 6, of "kronecker" only.
         match_rms: Root mean square to which each update is scaled, 0.2 is about AdamW's; None leaves them.
         asynchronous: Whether another thread finds the next bases while the training goes on, from the covariances of
             the last refresh: they are one refresh late. There is no `trigger` then.
@@ -119,6 +121,7 @@ class TALTOptions:
     near_factor: float = 0.3
     probe_interval: int = 50
     blend: float = 0.9
+    orthogonal: bool = True
     match_rms: float | None = None
     asynchronous: bool = False
     compiled: bool = False
@@ -126,6 +129,7 @@ class TALTOptions:
     def __post_init__(self) -> None:
         for name in FIXES:
             _require(name, getattr(self, name), "True or False", isinstance(getattr(self, name), bool))
+        _require("orthogonal", self.orthogonal, "True or False", isinstance(self.orthogonal, bool))
         for name in ("base_memory", "max_memory", "max_side", "update_interval", "probe_interval"):
             value = getattr(self, name)
             _require(name, value, "a whole number >= 1", type(value) is int and value >= 1)
@@ -169,6 +173,11 @@ class TALTOptions:
     def fixes(self) -> tuple[str, ...]:
         """The names of those that are on."""
         return tuple(name for name in FIXES if getattr(self, name))
+
+    @property
+    def equalizes(self) -> bool:
+        """Whether singular values are made equal: a kind of normalisation, so without fix 6 they are not."""
+        return self.orthogonal and self.parameter_normalization
 
     @property
     def amplifies(self) -> bool:

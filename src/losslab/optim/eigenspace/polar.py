@@ -1,7 +1,10 @@
-"""The nearest orthogonal matrix, nearly: Muon's direction, and TALT's where no covariance is kept."""
+"""The nearest orthogonal matrix, nearly: Muon's direction, TALT's where no covariance is kept, and what TALT makes of
+its updates in the eigenspace.
+"""
 
 import math
 
+import torch
 from torch import Tensor
 
 # Jordan et al. (2024): singular values end between 0.7 and 1.2 rather than at 1, and get there in five steps.
@@ -15,6 +18,12 @@ def polar(M: Tensor) -> Tensor:
     return newton_schulz(M) * (MUON_RMS * math.sqrt(max(M.shape[1:])))
 
 
+def equalized(M: Tensor) -> Tensor:
+    """Matrices (b, m, n) with their singular values nearly equal, and their norms as they were."""
+    found = newton_schulz(M)
+    return found * (M.norm(dim=(1, 2), keepdim=True) / found.norm(dim=(1, 2), keepdim=True).clamp_min(1e-30))
+
+
 def newton_schulz(M: Tensor) -> Tensor:
     """X ← aX + (bXXᵀ + c(XXᵀ)²)X from X = M/‖M‖, for matrices (b, m, n); zero stays zero."""
     a, b, c = COEFFICIENTS
@@ -23,5 +32,5 @@ def newton_schulz(M: Tensor) -> Tensor:
     X = X / X.norm(dim=(1, 2), keepdim=True).clamp_min(1e-30)
     for _ in range(STEPS):
         gram = X @ X.mT
-        X = a * X + (b * gram + c * (gram @ gram)) @ X
+        X = torch.baddbmm(X, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), X, beta=a)
     return X if wide else X.mT

@@ -5,7 +5,7 @@ from torch import Tensor
 from losslab.optim.eigenspace.basis import observe, refresh
 from losslab.optim.eigenspace.coordinates import rotated, rotated_back, weighed
 from losslab.optim.eigenspace.options import TALTOptions
-from losslab.optim.eigenspace.polar import polar
+from losslab.optim.eigenspace.polar import equalized, polar
 from losslab.optim.eigenspace.rule import averaged, rescaled, responses, squared, thresholds
 from losslab.optim.eigenspace.stack import Stack
 from losslab.optim.eigenspace.trigger import triggered, watches_change
@@ -46,7 +46,8 @@ def _shaped(M: Tensor, Z: Tensor, stack: Stack, beta: float, eps: float, options
         return M
     cuts = thresholds(stack, step, options)
     found = responses(stack, table / (1 - beta**step), cuts, eps, step, options)
-    return weighed(M, found, stack.state, stack.layout)
+    shaped = weighed(M, found, stack.state, stack.layout)
+    return equalized(shaped) if stack.layout.orthogonal else shaped  # a polar factor turns with its matrix
 
 
 def _refresh(stack: Stack, before: Tensor | None, beta: float, options: TALTOptions) -> None:

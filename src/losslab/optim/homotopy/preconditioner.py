@@ -33,7 +33,9 @@ def limit(optimizer: Optimizer) -> float:
 
     The table of `losslab.operators.update_rule.update_rule`; TALT's is Adam's, its momentum being an average too:
     2(1 + β₁)/(1 − β₁), with Nesterov's look ahead 1 + 2β₁ times smaller. TALT with "polar" matrices, or with
-    `match_rms`, makes steps of one length at any gradient: such a group has no limit, and does not count.
+    `match_rms`, makes steps of one length at any gradient: such a group has no limit, and does not count. With
+    `orthogonal` singular values share their norm after the response, which no matrix P describes: the limit is then
+    that of TALT without it, and not exact.
     """
     optimizer = bare(optimizer)
     limits = [_limit(optimizer, group) for group in optimizer.param_groups if group["params"]]
