@@ -45,6 +45,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "damping 0.5": {"damping": 0.5},
     "clip 10": {"clip": 10.0},
     "no Nesterov": {"nesterov": False},
+    "singular values as they are": {"orthogonal": False},
     **{f"sides whole up to {k}": {"max_side": k} for k in (32, 64, 256, 1024)},
     "one-sided": {"one_sided": True},
     "lowrank": {"structure": "lowrank"},

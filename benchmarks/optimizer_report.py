@@ -1,11 +1,9 @@
 """The optimizer study in tables: what was found, how sure it is, and what is missing."""
 
-import csv
 import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -216,15 +214,3 @@ def summary_lines(all_found: Sequence[Findings]) -> list[str]:
     counts = f"median of {max(map(len, columns), default=0)} tasks"
     cells.append([counts, *(_short(v, ".2f") if v is not None else "–" for v in medians)])
     return ["## TALT over all tasks", "", *markdown(SUMMARY, cells), ""]
-
-
-def write_trials(all_found: Sequence[Findings], path: Path) -> None:
-    """Every setting that was tried, with its validation loss on the first tuning seed."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["task", "optimizer", "trial", "validation_loss", "settings"])
-        for found in all_found:
-            for each in found.contenders.values():
-                for number, (settings, loss) in enumerate(each.tuned.trials if each.tuned else ()):
-                    said = "; ".join(f"{key}={value}" for key, value in settings.items())
-                    writer.writerow([found.study.task.name, each.name, number, f"{loss:.6g}", said])

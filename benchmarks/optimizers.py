@@ -5,7 +5,7 @@
 Stages, in this order: tune, final (the tuned settings with fresh seeds: the target), horizons (how few steps reach it),
 time (on a quiet machine, by one process), rival (the best rival's own target). Each finished run is kept in `--cache`:
 the command goes on where it was ended, and the same command in several terminals shares the work. `--stages report`
-writes what is there and says what is missing.
+writes what is there and says what is missing, and all runs beside it; `--restore` fills the cache from that file.
 """
 
 import argparse
@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 from optimizer_ablation import VARIANTS, ablation_lines, sensitivity_lines
+from optimizer_archive import pack, unpack
 from optimizer_cache import Runs
-from optimizer_report import findings, summary_lines, task_lines, write_trials
+from optimizer_report import findings, summary_lines, task_lines
 from optimizer_study import OPTIMIZERS, RIVALS, Protocol, Study
 from optimizer_tasks import DEFAULT, TASKS
 from optimizer_times import measure
@@ -66,7 +67,7 @@ def report(args: argparse.Namespace, tasks: list[str], skipped: dict[str, str], 
     lines += [f"Not run: {name}, {reason}." for name, reason in skipped.items()]
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        write_trials(found, args.output.with_name(f"{args.output.stem}_trials.csv"))
+        pack(args.cache, tasks, args.output.with_name(f"{args.output.stem}_runs.jsonl"))
     return lines
 
 
@@ -77,6 +78,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=["tune", "final", "horizons", "time", "report"])
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
     parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--restore", type=Path, help="a file of runs that are put into the cache first")
     parser.add_argument("--rounds", type=int, default=5, help="of timing")
     parser.add_argument("--trials", type=int, default=16)
     parser.add_argument("--seeds", type=int, help="final ones; the task's number by default")
@@ -89,6 +91,8 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     torch.set_num_threads(1)
+    if args.restore:
+        print(f"{unpack(args.restore, args.cache)} runs restored", flush=True)
     protocol = Protocol(trials=args.trials, seeds=args.seeds, length=args.length)
     skipped = {name: reason for name in args.tasks if (reason := TASKS[name].missing(args.data))}
     tasks = [name for name in args.tasks if name not in skipped]

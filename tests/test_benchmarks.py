@@ -486,5 +486,9 @@ def test_optimizers(printed, load, tmp_path, monkeypatch, small_digits):
     assert "Not run: sst2, no SST-2/train.tsv and no SST-2/dev.tsv in --data None." in text
     assert len(row(file.read_text(), "talt |")) == len(load("optimizer_report").HEAD)
     assert row(text, "default |")[3] == "+0 [+0, +0]"
-    assert len(file.with_name("page_trials.csv").read_text().splitlines()) > 6
+    archive, elsewhere = load("optimizer_archive"), tmp_path / "elsewhere"
+    kept = file.with_name("page_runs.jsonl")
+    assert archive.unpack(kept, elsewhere) == len(kept.read_text().splitlines()) > 20
+    again = printed("optimizers", *small[:-2], f"--cache={elsewhere}", *several, "--stages", "report")
+    assert again.partition("## ")[2].strip() in text
     assert "First weights × 1:" in file.with_name("page_sensitivity.md").read_text()

@@ -51,7 +51,7 @@ class TALT(Optimizer):
         probe: Computes a batch's loss; every `probe_interval` steps one Hessian product along the way then has a say in
             fix 7: near a minimum the loss curves up there. A covariance cannot tell a minimum from a saddle.
 
-    Cost: for a matrix m×n, 6mn(m + n) operations a step and, each time the bases are renewed, about 6(m³ + n³);
+    Cost: for a matrix m×n, 6mn(m + n) + 30mn·min(m, n) operations a step and, with new bases, about 6(m³ + n³);
     numbers of state 2mn + 2m² + 2n² (`state_numbers`).
     """
 
