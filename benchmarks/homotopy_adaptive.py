@@ -18,12 +18,21 @@ from homotopy_tasks import TASKS
 from homotopy_text import said
 from table import machine, markdown, publish
 
-RATES = {"adamw": (0.01, 0.0316, 0.1, 0.316, 1.0), "momentum": (0.316, 1.0, 3.16, 10.0, 31.6)}
+RATES = {
+    "adamw": (0.01, 0.0316, 0.1, 0.316, 1.0),
+    "talt": (0.01, 0.0316, 0.1, 0.316, 1.0),
+    "momentum": (0.316, 1.0, 3.16, 10.0, 31.6),
+}
 
 
-def final_loss(optimizer: str, adaptive: bool, lr: float, seed: int, data: Path, steps: int) -> float:
+ROWS = [(name, kind, 0.3) for name in RATES for kind in (True, False)]  # taken for adaptive, and `fraction`
+ROWS.insert(4, ("talt", True, 0.1))
+
+
+def final_loss(row: tuple[str, bool, float], lr: float, seed: int, data: Path, steps: int) -> float:
     """Validation loss at the end of one run; infinite where it diverged."""
-    run = Run("mnist", optimizer, {"lr": lr, **METHODS[DEFAULT]}, seed, steps)
+    optimizer, adaptive, fraction = row
+    run = Run("mnist", optimizer, {"lr": lr, **METHODS[DEFAULT], "fraction": fraction}, seed, steps)
     training = Training(run, TASKS["mnist"].data(data), torch.device("cpu"))
     training.scheduler.rule.adaptive = adaptive
     with warnings.catch_warnings():
@@ -36,14 +45,14 @@ def final_loss(optimizer: str, adaptive: bool, lr: float, seed: int, data: Path,
 def table(data: Path, seeds: int, steps: int) -> list[str]:
     """A row for each optimizer and what it is taken for; the η₀ are in the cells."""
     rows = []
-    for optimizer, rates in RATES.items():
-        for adaptive in (True, False):
-            cells = []
-            for lr in rates:
-                losses = [final_loss(optimizer, adaptive, lr, seed, data, steps) for seed in range(seeds)]
-                cells.append(f"{lr:g}: {said(statistics.mean(losses), '.3f')} ({said(max(losses), '.3f')})")
-            rows.append([optimizer, "adaptive" if adaptive else "of fixed P", *cells])
-    return markdown(("optimizer", "taken for", *["η₀: loss (worst)"] * 5), rows)
+    for row in ROWS:
+        optimizer, adaptive, fraction = row
+        cells = []
+        for lr in RATES[optimizer]:
+            losses = [final_loss(row, lr, seed, data, steps) for seed in range(seeds)]
+            cells.append(f"{lr:g}: {said(statistics.mean(losses), '.3f')} ({said(max(losses), '.3f')})")
+        rows.append([optimizer, "adaptive" if adaptive else "of fixed P", f"{fraction:g}", *cells])
+    return markdown(("optimizer", "taken for", "fraction", *["η₀: loss (worst)"] * 5), rows)
 
 
 def main() -> None:

@@ -63,7 +63,7 @@ def main() -> None:
     torch.set_num_threads(1)
     about = f"- validation loss after {args.steps} steps; mean, and the worst of {args.seeds} seeds"
     lines = ["# Training on after the batches are fitted", "", *machine(("losslab", "torch")), about, ""]
-    for optimizer in RATES:
+    for optimizer in LOWER:
         lines += [*table(optimizer, args.data, args.seeds, args.steps), ""]
     publish(lines, args.output)
 

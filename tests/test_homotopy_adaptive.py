@@ -22,10 +22,11 @@ def test_what_an_optimizer_is_taken_for_decides(images, load, monkeypatch, capsy
     script = load("homotopy_adaptive")
     monkeypatch.setattr(sys, "argv", ["homotopy_adaptive.py", "--data", str(images), "--seeds", "1", "--steps", "3"])
     script.main()
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| adamw", "| momentum"))]
-    assert [line.split(" | ")[1] for line in rows] == ["adaptive", "of fixed P"] * 2
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| adamw", "| talt", "| mom"))]
+    both = [["adaptive", "0.3"], ["of fixed P", "0.3"]]
+    assert [line.split(" | ")[1:3] for line in rows] == [*both, *both, ["adaptive", "0.1"], *both]
     for optimizer in ("adamw", "momentum"):
-        one, other = (script.final_loss(optimizer, adaptive, 10.0, 0, images, 40) for adaptive in (False, True))
+        one, other = (script.final_loss((optimizer, kind, 0.3), 10.0, 0, images, 40) for kind in (False, True))
         assert one != other
 
 
