@@ -18,7 +18,7 @@ from optimizer_times import ALONE
 
 from losslab.studies.record import write_json
 
-STEPS = 120  # of each round: the early ones, in which estimates are dense, and twenty after them
+STEPS, DENSE = 320, 120  # of each round, and how many of them have dense estimates, which leave no cache warm
 REFERENCE = "constant"
 
 
@@ -27,7 +27,7 @@ class Cost:
     """Milliseconds, of each round.
 
     Attributes:
-        plain: A step that no estimate follows.
+        plain: A step that no estimate follows, once estimates are far apart.
         due: One that an estimate follows.
         base: A step of a constant rate, in the same round.
         share: The processor's part of the wall time.
@@ -92,7 +92,8 @@ def _round(study: Study, settings: Settings) -> tuple[float, float, float]:
         training.step()
     share = (time.process_time() - processor) / (time.perf_counter() - wall)
     seconds, due = 1e3 * np.array(training.seconds), np.array(training.due)
-    plain = float(seconds[~due].mean())
+    apart = np.arange(STEPS) >= DENSE
+    plain = float(seconds[apart & ~due].mean())
     return plain, float(seconds[due][1:].mean()) if due.sum() > 1 else plain, share
 
 

@@ -219,6 +219,7 @@ def test_step_times_are_kept_with_their_device(load, tmp_path):
     one = study.Study(setting, runs.HomotopyRuns(tmp_path, None), study.Protocol())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(times, "STEPS", 24)
+        patch.setattr(times, "DENSE", 12)
         times.measure(one, rounds=1)
     found = times.known(one)
     assert list(found) == [times.name_of(count) for count in study.COUNTS]

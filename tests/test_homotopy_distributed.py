@@ -69,7 +69,7 @@ def test_two_processes_do_as_one_with_the_whole_batch(found, case):
     one, two = (rank[case] for rank in found)
     assert repr(one) == repr(two)  # the same bits; λ is NaN before an adaptive optimizer's third estimate
     assert len(one) >= 10
-    within = {"differences": 1e-5, "talt": 1e-3}.get(case, 1e-8)  # TALT divides rounding by its own size
+    within = {"differences": 1e-5, "talt": 5e-3}.get(case, 1e-8)  # TALT divides rounding by its own size
     for row, expected in zip(one, trained(case, Ranks()), strict=True):
         assert row == pytest.approx(expected, rel=within, nan_ok=True)
     assert one[0][0] == (2 if case == "broken" else 0)

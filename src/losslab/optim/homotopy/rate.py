@@ -107,10 +107,11 @@ class RateRule:
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""
         own = {"curvature": self.curvature, "sharpest": self.sharpest, "seen": self.seen, "rate": self.rate}
+        own["limit"] = self.limit  # as it was at the last estimate
         return {**own, "recent": list(self.recent), "percentile": self.percentile.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
         self.curvature, self.recent, self.rate = state["curvature"], list(state["recent"]), state["rate"]
-        self.sharpest, self.seen = state["sharpest"], state["seen"]
+        self.sharpest, self.seen, self.limit = state["sharpest"], state["seen"], state["limit"]
         self.percentile.load_state_dict(state["percentile"])

@@ -173,7 +173,6 @@ class HomotopyLR(Follower, LRScheduler):
 
     def _advance(self) -> None:
         rule, made = self.rule, math.isnan(self.rule.rate)
-        rule.limit = limit(self.optimizer)
         if made and self.last_epoch > 0:  # with `last_epoch`, to go on: the optimizer has the rate
             rule.rate = float(self.optimizer.param_groups[self._first]["lr"]) / (rule.fall(self.last_epoch) or 1.0)
             return
@@ -184,6 +183,7 @@ class HomotopyLR(Follower, LRScheduler):
     def _measure(self) -> Curvature | None:
         """The curvature now, taken into account; None where it is not finite."""
         parameters = self._parameters()
+        self.rule.limit = limit(self.optimizer)  # momentum may have a schedule too
         root = inverse_root(self.optimizer, parameters) if self.options.rule == "stable" else None
         loss = self.loss if self.examples is None else lambda: self.loss(self.examples)  # type: ignore[operator]
         with kept_buffers(self.model):
