@@ -135,17 +135,16 @@ def _carried(table: Tensor, order: Tensor, turn: Tensor, side: Side, axis: int, 
     """A table of squares, from the old basis of one side to the new one: each new direction has the squares of what it
     is made of, or, unmixed, those of the old direction of its rank.
     """
-    table = table if axis == 2 else table.mT
+    if axis == 1:
+        return _carried(table.mT, order, turn, side, 2, mixes).mT
     kept, rest = table[..., : side.kept], table[..., side.kept :]
-    if not mixes:
-        found = torch.cat([kept.gather(2, order[:, None].expand_as(kept)), rest], 2)
-    else:
-        shares = turn.square()
-        moved = kept @ shares.mT
-        if not side.whole:
-            outside = side.length - side.kept
-            moved = moved + rest * (1 - shares.sum(2))[:, None].clamp_min(0)
-            total = kept.sum(2, keepdim=True) + outside * rest
-            rest = left_over(total, moved.sum(2, keepdim=True), side)
-        found = torch.cat([moved, rest], 2)
-    return found if axis == 2 else found.mT
+    shares = turn.square()
+    moved = kept @ shares.mT if mixes else kept.gather(2, order[:, None].expand_as(kept))
+    if side.whole:
+        return moved
+    if mixes:
+        outside = side.length - side.kept
+        moved = moved + rest * (1 - shares.sum(2))[:, None].clamp_min(0)
+        total = kept.sum(2, keepdim=True) + outside * rest
+        rest = left_over(total, moved.sum(2, keepdim=True), side)
+    return torch.cat([moved, rest], 2)

@@ -15,22 +15,27 @@ MUON_RMS = 0.2  # times √max(m, n) a polar factor is as long as AdamW's update
 
 def polar(M: Tensor) -> Tensor:
     """Muon's update for matrices (b, m, n): the polar factor, as long as AdamW's updates are."""
-    return newton_schulz(M) * (MUON_RMS * math.sqrt(max(M.shape[1:])))
+    return newton_schulz(M / _norm(M)) * (MUON_RMS * math.sqrt(max(M.shape[1:])))
 
 
 def equalized(M: Tensor) -> Tensor:
-    """Matrices (b, m, n) with their singular values nearly equal, and their norms as they were."""
-    found = newton_schulz(M)
-    return found * (M.norm(dim=(1, 2), keepdim=True) / found.norm(dim=(1, 2), keepdim=True).clamp_min(1e-30))
+    """Matrices (b, m, n) with their singular values nearly equal, and their norms as they were; zero stays zero."""
+    norm = _norm(M)
+    found = newton_schulz(M / norm)
+    return found * (norm / _norm(found))
 
 
 def newton_schulz(M: Tensor) -> Tensor:
-    """X ← aX + (bXXᵀ + c(XXᵀ)²)X from X = M/‖M‖, for matrices (b, m, n); zero stays zero."""
+    """X ← aX + (bXXᵀ + c(XXᵀ)²)X from X = M, for matrices (b, m, n) of norm 1, or zero."""
     a, b, c = COEFFICIENTS
     wide = M.shape[1] <= M.shape[2]
     X = M if wide else M.mT
-    X = X / X.norm(dim=(1, 2), keepdim=True).clamp_min(1e-30)
     for _ in range(STEPS):
         gram = X @ X.mT
         X = torch.baddbmm(X, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), X, beta=a)
     return X if wide else X.mT
+
+
+def _norm(M: Tensor) -> Tensor:
+    """(b, 1, 1), never 0."""
+    return torch.linalg.vector_norm(M, dim=(1, 2), keepdim=True).clamp_min_(1e-30)

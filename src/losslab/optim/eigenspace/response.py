@@ -81,7 +81,8 @@ def quantiles(values: Tensor, levels: tuple[float, float, float]) -> Tensor:
     rising = _sorted(flat[:, :: -(-flat.shape[1] // AT_MOST)])
     last = rising.shape[1] - 1
     found = []
-    for place in (torch.tensor(levels, dtype=flat.dtype, device="cpu") / 100 * last).tolist():
+    precision = np.float64 if flat.dtype == torch.float64 else np.float32
+    for place in (np.array(levels, precision) / precision(100) * precision(last)).tolist():
         below = int(place)
         found.append(torch.lerp(rising[:, below], rising[:, min(below + 1, last)], place - below))
     return torch.stack(found, 1)[..., None, None]

@@ -69,6 +69,8 @@ def _refresh(stack: Stack, before: Tensor | None, beta: float, options: TALTOpti
 
 
 def _count(refreshes: Tensor, step: int, *, early: bool) -> None:
-    refreshes[:, 0] += 1
-    refreshes[:, 1] += early
-    refreshes[:, 2] = step
+    count, early_count, last = refreshes.unbind(1)
+    count.add_(1)
+    last.fill_(step)
+    if early:
+        early_count.add_(1)
