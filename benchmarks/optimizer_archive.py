@@ -1,10 +1,13 @@
-"""The raw numbers behind the optimizer study's tables: all finished runs as one text file, a line each, and back.
+"""The raw numbers behind the optimizer study's tables: all finished runs in one file of JSON lines, and back.
+
+    pandas.read_json("benchmarks/results/optimizers_runs.jsonl.xz", lines=True)
 
 A line names the run's file in the cache, so that a study goes on from it on another machine, and runs of other
 versions are never mistaken for its own.
 """
 
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +21,19 @@ def pack(cache: Path, tasks: list[str], file: Path) -> None:
     """Write what the cache holds of some tasks."""
     paths = [path for task in tasks for path in sorted((cache / task).glob("*.json"))]
     lines = [{"file": f"{path.parent.name}/{path.name}", **_shortened(json.loads(path.read_text()))} for path in paths]
-    file.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines), encoding="utf-8")
+    with lzma.open(file, "wt", encoding="utf-8") as out:
+        out.writelines(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
 
 
 def unpack(file: Path, cache: Path) -> int:
     """Write the runs that the cache does not have into it; how many they were."""
-    count = 0
-    for line in file.read_text(encoding="utf-8").splitlines():
-        found = json.loads(line)
-        path = cache / found.pop("file")
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, found)
-            count += 1
-    return count
+    with lzma.open(file, "rt", encoding="utf-8") as lines:
+        runs = {cache / run.pop("file"): run for run in map(json.loads, lines)}
+    missing = {path: run for path, run in runs.items() if not path.exists()}
+    for path, run in missing.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, run)
+    return len(missing)
 
 
 def _shortened(found: Any) -> Any:

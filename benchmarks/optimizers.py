@@ -67,7 +67,7 @@ def report(args: argparse.Namespace, tasks: list[str], skipped: dict[str, str], 
     lines += [f"Not run: {name}, {reason}." for name, reason in skipped.items()]
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        pack(args.cache, tasks, args.output.with_name(f"{args.output.stem}_runs.jsonl"))
+        pack(args.cache, tasks, args.output.with_name(f"{args.output.stem}_runs.jsonl.xz"))
     return lines
 
 
