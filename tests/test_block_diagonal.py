@@ -179,4 +179,5 @@ def test_several_processes_give_the_answers_of_one(tmp_path):
     alone, together = measured(Ranks()), run_ranks(measured, 3, tmp_path)
     for name, expected in alone.items():
         assert all(torch.equal(found[name], together[0][name]) for found in together)
-        assert_close(together[0][name], expected, rtol=1e-7, atol=1e-8)
+        # Differences of gradients divide rounding by their step, 1e-8 or so.
+        assert_close(together[0][name], expected, rtol=1e-7, atol=1e-7 if "differences" in name else 1e-8)
