@@ -71,8 +71,8 @@ class Findings:
         return None if one is None or other is None else ratio_estimate(one, other)
 
     def best_rival(self) -> str | None:
-        """The one that needs the fewest steps, of all but TALT; only when all are known."""
-        rivals = [each for name, each in self.contenders.items() if name in RIVALS]
+        """The one that needs the fewest steps, of all that were tuned but TALT; only when all of these are known."""
+        rivals = [each for name, each in self.contenders.items() if name in RIVALS and each.tuned]
         if not rivals or any(each.arrivals is None for each in rivals):
             return None
         return min(rivals, key=lambda each: each.steps).name
