@@ -113,7 +113,7 @@ def density_from(
         raise ValueError(f"width: expected a number > 0, got {width!r}")
     # Six standard deviations beyond the ends leave out 1e-9 of the outermost Gaussian; four points a standard deviation
     # make the trapezoid rule exact to 1e-30, so that the integral over the grid is 1.
-    num_points = int(4 * (high - low + 12 * width) / width) + 2
+    num_points = int(4 * (high - low + 12 * width) / width + 1e-6) + 2  # rounding must not decide at whole numbers
     if num_points > _MAX_POINTS:
         least = 4 * (high - low) / (_MAX_POINTS - 50)
         raise ValueError(f"width: expected at least {least:.3g} for this spectrum, got {width!r}")
