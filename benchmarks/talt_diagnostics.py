@@ -1,8 +1,8 @@
-"""What do TALT's diagnostics cost, of a training step, at one sample every 50 steps?
+"""What do TALT's diagnostics cost, of a training step, at one sample every 100 steps?
 
     python benchmarks/talt_diagnostics.py --output benchmarks/results/talt_diagnostics.md
 
-Steps without and with a sample in turns, in one process: medians, and (with - without) / (50 · without).
+Steps without and with a sample in turns, in one process: medians, and (with - without) / (100 · without).
 """
 
 import argparse
@@ -20,7 +20,7 @@ from losslab.optim.diagnostics import TALTDiagnostics
 from losslab.optim.talt import TALT
 from losslab.studies.models import SimpleCNN
 
-EVERY = 50
+EVERY = 100
 
 
 def _cnn() -> tuple[nn.Module, tuple[int, ...]]:

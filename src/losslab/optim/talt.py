@@ -188,7 +188,7 @@ class TALT(Optimizer):
                 state["rising"].fill_(float(curvature > 0))
 
     def diagnostics(self, **settings: Any) -> TALTDiagnostics:
-        """What does it see, and what does it do?  `TALTDiagnostics(self, **settings)`, every 50th step."""
+        """What does it see, and what does it do?  `TALTDiagnostics(self, **settings)`, every 100th step."""
         return TALTDiagnostics(self, **settings)
 
     def state_dict(self) -> dict[str, Any]:

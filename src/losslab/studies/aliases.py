@@ -63,7 +63,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 SWITCHES: dict[str, dict[str, Any]] = {
     "enhanced_config": ALL_FIXES,
     "use_all_theoretical_fixes": ALL_FIXES,
-    "monitor_theoretical_fixes": {"training.monitor_talt": 50},
+    "monitor_theoretical_fixes": {"training.monitor_talt": 100},
 }
 
 

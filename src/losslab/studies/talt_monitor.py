@@ -28,7 +28,7 @@ class TALTMonitor:
         ValueError: The optimizer is none, or no tensor has an eigenspace.
     """
 
-    def __init__(self, optimizer: Optimizer, names: Iterable[tuple[str, Tensor]], every: int = 50) -> None:
+    def __init__(self, optimizer: Optimizer, names: Iterable[tuple[str, Tensor]], every: int = 100) -> None:
         try:
             self._diagnostics = TALTDiagnostics(optimizer, names=names, every=every)
         except TypeError:

@@ -58,7 +58,7 @@ class TALTDiagnostics:
         optimizer: Optimizer,
         *,
         names: Named | None = None,
-        every: int = 50,
+        every: int = 100,
         tensors: str | Sequence[str] | None = None,
     ) -> None:
         if not isinstance(optimizer, Optimizer) or "near_fraction" not in optimizer.defaults:
