@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from losslab.operators.dense import DenseOperator
-from losslab.solvers.density import spectral_density
+from losslab.solvers.density import density_from, spectral_density
 from losslab.status import Status
 from matrices import diagonal, rotated, sign_vectors
 
@@ -157,3 +157,11 @@ def test_refusals(arguments, message):
 def test_width_that_no_grid_can_show():
     with pytest.raises(ValueError, match=r"width: expected at least 0\.2"):
         spectral_density(rotated(SPECTRA["one outlier"]), width=0.05)
+
+
+def test_rounding_does_not_decide_the_number_of_points():
+    """A width of a hundredth of the range asks for 448 intervals: one more or less would be another grid elsewhere."""
+    weights, lengths = np.array([0.5, 0.5]), set()
+    for high in np.nextafter(1.7, [0, 1.7, 3]).tolist() + np.linspace(0.3, 3.0, 200).tolist():
+        lengths.add(len(density_from([(np.array([-1.1, high]), weights)], 2, Status.converged).grid))
+    assert lengths == {450}

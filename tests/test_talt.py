@@ -590,6 +590,7 @@ def test_unknown_settings_of_a_group_are_refused():
         ({"percentiles": 20}, "percentiles: expected two numbers, 0 <= low <= high <= 100, got 20"),
         ({"base_memory": True}, "base_memory: expected a whole number >= 1, got True"),
         ({"power": "0.5"}, "power: expected 0 to 1, got '0.5'"),
+        ({"orthogonal": 1}, "orthogonal: expected True or False, got 1"),
         ({"match_rms": "0.2"}, "match_rms: expected None or a number > 0, got '0.2'"),
         ({"thresholds": (-1.0, 1.0)}, r"thresholds: expected two numbers, 0 <= low <= high <= inf, got \(-1.0, 1.0\)"),
         ({"power": -0.1}, "power: expected 0 to 1, got -0.1"),
