@@ -197,3 +197,15 @@ def test_optimizers_whose_momentum_changes():
     optimizer.step()
     scheduler.step()
     assert scheduler.lr == pytest.approx(0.5 * 3.8 / 10, rel=0.02)
+
+
+def test_a_resumed_run_goes_on_with_the_limit_of_its_last_estimate():
+    """Not with that of the settings now, which the run that was not interrupted asks for at the next estimate only."""
+    model = bowl()
+    optimizer = SGD(model.parameters(), lr=1.0)
+    scheduler = HomotopyLR(optimizer, model, warmup_steps=0)
+    train(model, optimizer, scheduler, 3)
+    other = HomotopyLR(SGD(model.parameters(), lr=1.0, momentum=0.9), model, warmup_steps=0)
+    assert other.rule.limit == 3.8
+    other.load_state_dict(scheduler.state_dict())
+    assert other.rule.limit == scheduler.rule.limit == 2.0
