@@ -491,3 +491,12 @@ def test_optimizers(printed, load, tmp_path, monkeypatch, small_digits):
     again = printed("optimizers", *small[:-2], f"--cache={elsewhere}", *several, "--stages", "report")
     assert again.partition("## ")[2].strip() in text
     assert "First weights × 1:" in file.with_name("page_sensitivity.md").read_text()
+
+
+def test_a_rival_that_was_never_tuned_does_not_hide_the_best_one(load):
+    report = load("optimizer_report")
+    known = report.Contender("adamw", tuned=object(), arrivals=np.array([3.0]))
+    found = report.Findings(study=None, contenders={"adamw": known, "muon": report.Contender("muon")})
+    assert found.best_rival() == "adamw"
+    found.contenders["muon"].tuned = object()  # but has not arrived anywhere yet
+    assert found.best_rival() is None
