@@ -39,6 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "refresh every step": {"dynamic_updates": False, "update_interval": 1},
     "refresh every 10 from the start": {"dynamic_updates": False, "update_interval": 10},
     "refresh early, then every 20": {"dynamic_updates": True, "update_interval": 20},
+    "refresh every step for 20 steps": {"dynamic_updates": True, "update_ramp": 10},
     "refresh at a change of gradient": {"trigger": "gradient_change", "trigger_bound": 0.5},
     "refresh at off-diagonal energy": {"trigger": "off_diagonal", "trigger_bound": 0.15},
     **{f"valley strength {v:g}": {"valley_strength": v} for v in (0.0, 0.5, 1.0, 2.0)},

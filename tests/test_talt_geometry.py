@@ -9,6 +9,7 @@ from torch import nn
 
 from losslab.optim import TALT, TALTOptions
 from losslab.optim.eigenspace.options import plain
+from losslab.optim.eigenspace.polar import COEFFICIENTS, LONG, STEPS, newton_schulz
 from talt_twins import drawn, normal, placed, step
 
 STILL = TALTOptions(orthogonal=False, dynamic_updates=False, update_interval=10)  # new bases after steps 1, 10, 20, …
@@ -190,6 +191,25 @@ def test_a_polar_step_is_muons():
     assert (ours - theirs).norm() < 0.02 * (ours - start).norm()
 
 
+@pytest.mark.parametrize("shape", [(2, 5, 20), (1, 31, 6), (1, 3, 200), (3, 1, 7)])
+def test_several_steps_at_a_time_are_newton_schulzs_one_by_one(shape):
+    """Where one side is much longer; also where singular values are far apart, or zero."""
+    a, b, c = COEFFICIENTS
+    M = normal(*shape, generator=torch.Generator().manual_seed(4))
+    assert max(shape[1:]) >= LONG * min(shape[1:])
+    M[0, :, -1] *= 1e-6
+    if shape[0] > 1:
+        M[-1] = 0.0
+    M = M / M.norm(dim=(1, 2), keepdim=True).clamp_min(1e-30)
+    X = M
+    for _ in range(STEPS):
+        A = X @ X.mT
+        X = a * X + (b * A + c * A @ A) @ X
+    assert torch.allclose(newton_schulz(M), X, rtol=1e-9, atol=1e-12)
+    single = newton_schulz(M.float()).double()
+    assert torch.allclose(single, X, rtol=1e-4, atol=1e-5)
+
+
 MODEL = {"matrix": (12, 20), "kernel": (8, 3, 3, 3), "gain": (7,), "scalar": (), "column": (9, 1), "nothing": (0, 4)}
 
 
@@ -233,14 +253,15 @@ def test_the_formula_of_fix_1():
 
 def test_the_schedule_of_fix_2():
     on, off = TALTOptions(), TALTOptions(dynamic_updates=False)
-    assert [on.interval(t) for t in (1, 9, 19, 20, 55, 99, 100, 5000)] == [1, 1, 1, 2, 5, 9, 10, 10]
+    assert [on.interval(t) for t in (1, 4, 7, 8, 22, 39, 40, 5000)] == [1, 1, 1, 2, 5, 9, 10, 10]
+    assert [replace(on, update_ramp=10).interval(t) for t in (1, 19, 20, 99, 100)] == [1, 1, 2, 9, 10]
     assert {off.interval(t) for t in range(1, 200)} == {10}
     X = torch.zeros(3, 3, dtype=torch.float64)
     optimizer = TALT([X], options=on)
     for now in drawn([(3, 3)], 47):
         step(optimizer, now)
-    # 1–20; 22–30; 33, 36, 39; 40, 44
-    assert optimizer.state[X]["refreshes"].tolist() == [20 + 5 + 3 + 2, 0, 44]
+    # 1–7; 8, 10; 12, 15; one each at intervals of 4 to 9; 40
+    assert optimizer.state[X]["refreshes"].tolist() == [7 + 2 + 2 + 6 + 1, 0, 40]
 
 
 def test_each_group_has_structure_and_fixes_of_its_own():

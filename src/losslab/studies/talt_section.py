@@ -39,6 +39,7 @@ class TALTConfig(Section):
     max_side: Positive = USUAL.max_side
     one_sided: bool = USUAL.one_sided
     update_interval: Positive = USUAL.update_interval
+    update_ramp: Positive = USUAL.update_ramp
     trigger: Literal["none", "gradient_change", "off_diagonal"] = USUAL.trigger  # type: ignore[assignment]
     trigger_bound: float = USUAL.trigger_bound
     percentiles: tuple[float, float] = Field(default=USUAL.percentiles, strict=False)

@@ -33,7 +33,7 @@ def observe(G: Tensor, state: Mapping[str, Tensor], of: Layout, step: int, optio
 def seen(G: Tensor, state: Mapping[str, Tensor], name: str, side: Side) -> tuple[Tensor, Tensor]:
     """Two factors of what one gradient adds to a side's covariance."""
     A = G if name == "left" else G.mT
-    return (A, A.mT) if side.whole else (A, A.mT @ state[f"basis_{name}"])
+    return (A, A.mT) if side.whole else (A, torch.bmm(A.mT, state[f"basis_{name}"]))
 
 
 def covariance(state: Mapping[str, Tensor], name: str, of: Layout, step: int) -> Tensor:
@@ -74,21 +74,20 @@ def refresh(
         if side.still:
             continue
         order, new = found[name]
-        turn = new.mT @ state[f"basis_{name}"]
+        turn = torch.bmm(new.mT, state[f"basis_{name}"])
         if not side.whole and not of.remembered:  # C times the new basis, of what lies along the old one
             state[f"covariance_{name}"].copy_(state[f"covariance_{name}"] @ turn.mT)
         state[f"basis_{name}"].copy_(new)
         axis = 1 if name == "left" else 2
         if side.whole:
-            turned = turn @ state["exp_avg"] if axis == 1 else state["exp_avg"] @ turn.mT
-            state["exp_avg"].copy_(turned)
+            average = state["exp_avg"]
+            average.copy_(torch.bmm(turn, average) if axis == 1 else torch.bmm(average, turn.mT))
         table.copy_(_carried(table, order, turn, side, axis, options.transformation_stability))
-    values = table / (1 - beta**step)
-    low, high = options.percentiles
-    state["cuts"].copy_(quantiles(values, (low, 50.0, high)))
-    mean = mean_square(values, of)
-    state["peak"].copy_(torch.maximum(state["peak"], mean))
-    state["near"].copy_(mean < options.near_fraction * state["peak"])
+    bias, (low, high) = 1 - beta**step, options.percentiles
+    torch.div(quantiles(table, (low, 50.0, high)), bias, out=state["cuts"])
+    mean = mean_square(table, of) / bias
+    torch.maximum(state["peak"], mean, out=state["peak"])
+    torch.lt(mean, options.near_fraction * state["peak"], out=state["near"])
 
 
 Sides = dict[str, tuple[Tensor, Tensor, bool]]
@@ -108,14 +107,15 @@ def new_bases(sides: Sides, step: int, options: TALTOptions) -> Bases:
     """One step of orthogonal iteration; the first time, eigenvectors."""
     found = {}
     for name, (old, C, whole) in sides.items():
-        A = C @ old if whole else C
+        A = torch.bmm(C, old) if whole else C
         values = (old * A).sum(1, keepdim=True)
         order = values[:, 0].argsort(1, descending=True)
         if step == 1 and whole:
             new = eigenvectors(C + RIDGE * torch.diag_embed(values.mean(2).expand(-1, C.shape[1])))
         else:
-            blend = options.blend if options.transformation_stability else 1.0
-            mixed = blend * A + ((1 - blend) * values + RIDGE * values.mean(2, keepdim=True)) * old
+            blend = options.blend if options.transformation_stability else 1.0  # of A; a basis has no scale
+            share = torch.add(values.mean(2, keepdim=True) * (RIDGE / blend), values, alpha=(1 - blend) / blend)
+            mixed = torch.addcmul(A, share, old)
             new = torch.linalg.qr(mixed.gather(2, order[:, None].expand_as(mixed))).Q
         found[name] = (order, new)
     return found
@@ -139,7 +139,7 @@ def _carried(table: Tensor, order: Tensor, turn: Tensor, side: Side, axis: int, 
         return _carried(table.mT, order, turn, side, 2, mixes).mT
     kept, rest = table[..., : side.kept], table[..., side.kept :]
     shares = turn.square()
-    moved = kept @ shares.mT if mixes else kept.gather(2, order[:, None].expand_as(kept))
+    moved = torch.bmm(kept, shares.mT) if mixes else kept.gather(2, order[:, None].expand_as(kept))
     if side.whole:
         return moved
     if mixes:

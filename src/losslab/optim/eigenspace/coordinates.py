@@ -2,7 +2,8 @@
 
 A side that is kept whole is rotated: X becomes QᵀX. A side of which only r directions are kept stays as it is, and
 eigenvalues know it as r directions and all the others together: a table of squares has r entries along it, and one
-more, their mean. All tensors have a leading axis b, over the tensors of a stack.
+more, their mean. All tensors have a leading axis b, over the tensors of a stack;
+torch.bmm rather than @, which takes half as long again for small ones.
 """
 
 from collections.abc import Mapping
@@ -16,15 +17,15 @@ from losslab.optim.eigenspace.layout import Layout, Side
 def rotated(X: Tensor, state: Mapping[str, Tensor], of: Layout) -> Tensor:
     """X (b, m, n) along the bases of the sides that are kept whole."""
     if _turns(of.left):
-        X = state["basis_left"].mT @ X
-    return X @ state["basis_right"] if _turns(of.right) else X
+        X = torch.bmm(state["basis_left"].mT, X)
+    return torch.bmm(X, state["basis_right"]) if _turns(of.right) else X
 
 
 def rotated_back(X: Tensor, state: Mapping[str, Tensor], of: Layout) -> Tensor:
     """The inverse of `rotated`."""
     if _turns(of.left):
-        X = state["basis_left"] @ X
-    return X @ state["basis_right"].mT if _turns(of.right) else X
+        X = torch.bmm(state["basis_left"], X)
+    return torch.bmm(X, state["basis_right"].mT) if _turns(of.right) else X
 
 
 def squares(Z: Tensor, state: Mapping[str, Tensor], of: Layout) -> Tensor:
@@ -32,7 +33,7 @@ def squares(Z: Tensor, state: Mapping[str, Tensor], of: Layout) -> Tensor:
     table = _squares_right(Z, state, of.right)
     if of.left.whole:
         return table
-    kept = _squares_right(state["basis_left"].mT @ Z, state, of.right)
+    kept = _squares_right(torch.bmm(state["basis_left"].mT, Z), state, of.right)
     rest = left_over(table.sum(1, keepdim=True), kept.sum(1, keepdim=True), of.left)
     return torch.cat([kept, rest], 1)
 
@@ -40,7 +41,7 @@ def squares(Z: Tensor, state: Mapping[str, Tensor], of: Layout) -> Tensor:
 def _squares_right(Z: Tensor, state: Mapping[str, Tensor], side: Side) -> Tensor:
     if side.whole:
         return Z.square()
-    kept = (Z @ state["basis_right"]).square()
+    kept = torch.bmm(Z, state["basis_right"]).square()
     rest = left_over(Z.square().sum(2, keepdim=True), kept.sum(2, keepdim=True), side)
     return torch.cat([kept, rest], 2)
 
@@ -59,16 +60,16 @@ def weighed(M: Tensor, response: Tensor, state: Mapping[str, Tensor], of: Layout
     if of.left.whole:
         return _weighed_right(M, response, state, of.right)
     basis, kept = state["basis_left"], of.left.kept
-    inside = basis.mT @ M
-    outside = _weighed_right(M - basis @ inside, response[:, kept:], state, of.right)
-    return outside + basis @ _weighed_right(inside, response[:, :kept], state, of.right)
+    inside = torch.bmm(basis.mT, M)
+    outside = _weighed_right(torch.baddbmm(M, basis, inside, alpha=-1), response[:, kept:], state, of.right)
+    return torch.baddbmm(outside, basis, _weighed_right(inside, response[:, :kept], state, of.right))
 
 
 def _weighed_right(M: Tensor, response: Tensor, state: Mapping[str, Tensor], side: Side) -> Tensor:
     if side.whole:
         return M * response
     basis, kept, rest = state["basis_right"], response[..., : side.kept], response[..., side.kept :]
-    return M * rest + ((M @ basis) * (kept - rest)) @ basis.mT
+    return torch.baddbmm(M * rest, torch.bmm(M, basis) * (kept - rest), basis.mT)
 
 
 def mean_square(table: Tensor, of: Layout) -> Tensor:

@@ -45,8 +45,8 @@ class TALTOptions:
     Attributes:
         adaptive_memory: Fix 1. Rank r = max(base_memory, min(2√d, 50), d/10) of a side, or a flat gradient, of length d
             that is not kept whole. Off: r = base_memory.
-        dynamic_updates: Fix 2. New bases after every step at first, up to every `update_interval` steps, and earlier at
-            the `trigger`. Off: every `update_interval` steps.
+        dynamic_updates: Fix 2. New bases after every step at first, then farther apart by one step every `update_ramp`
+            steps, up to `update_interval`, and earlier at the `trigger`. Off: every `update_interval` steps.
         statistical_thresholds: Fix 3. Valley and high curvature are the ends of the eigenvalues' distribution, beyond
             `percentiles`. Off: below and above `thresholds`.
         gradient_smoothing: Fix 4. Steps along an average of the gradients (betas[0]). Off: along the last one.
@@ -63,6 +63,7 @@ class TALTOptions:
         max_side: Sides longer than this are kept by their first r eigenvectors, the rest of space as one direction.
         one_sided: Whether the shorter side alone gets a basis.
         update_interval: Steps from one basis to the next.
+        update_ramp: See `dynamic_updates`.
         trigger: What brings a new basis early, looked for after every 5th step: "gradient_change", the averaged
             gradient has changed by more than `trigger_bound` of itself; "off_diagonal", so much of the covariance is
             off the diagonal in its basis.
@@ -106,6 +107,7 @@ class TALTOptions:
     max_side: int = 128
     one_sided: bool = False
     update_interval: int = 10
+    update_ramp: int = 4
     trigger: str = "none"
     trigger_bound: float = 0.5
     percentiles: tuple[float, float] = (20.0, 80.0)
@@ -130,7 +132,7 @@ class TALTOptions:
         for name in FIXES:
             _require(name, getattr(self, name), "True or False", isinstance(getattr(self, name), bool))
         _require("orthogonal", self.orthogonal, "True or False", isinstance(self.orthogonal, bool))
-        for name in ("base_memory", "max_memory", "max_side", "update_interval", "probe_interval"):
+        for name in ("base_memory", "max_memory", "max_side", "update_interval", "update_ramp", "probe_interval"):
             value = getattr(self, name)
             _require(name, value, "a whole number >= 1", type(value) is int and value >= 1)
         for name in ("covariance_decay", "near_fraction", "near_factor", "damping", "blend", "power"):
@@ -202,7 +204,9 @@ class TALTOptions:
 
     def interval(self, step: int) -> int:
         """Fix 2: steps from one basis to the next, after `step` steps."""
-        return max(1, min(step // 10, self.update_interval)) if self.dynamic_updates else self.update_interval
+        if not self.dynamic_updates:
+            return self.update_interval
+        return max(1, min(step // self.update_ramp, self.update_interval))
 
 
 def plain(options: TALTOptions) -> dict[str, Any]:

@@ -62,30 +62,37 @@ def _normalised(values: Tensor, rms: Tensor | None, eps: Tensor | float, options
 def _gated(found: Tensor, values: Tensor, cuts: Tensor, valley: Tensor | float, options: TALTOptions) -> Tensor:
     """More of it in valleys, less where curvature is high."""
     if options.valley_strength > 0:
-        found = found * _below(values, cuts[:, 0], options.gate_width).mul_(valley).add_(1)
+        found = found * (valley / _above(values, cuts[:, 0], options.gate_width)).add_(1)
     if options.damping < 1:
-        gate = _below(values, cuts[:, 2], options.gate_width)
-        found = found * gate.mul_(1 - options.damping).add_(options.damping)
+        gate = (1 - options.damping) / _above(values, cuts[:, 2], options.gate_width)
+        found = found * gate.add_(options.damping)
     return found
 
 
-def _below(values: Tensor, cut: Tensor, width: float) -> Tensor:
-    """σ((log cut − log λ)/w) = cut^(1/w) / (cut^(1/w) + λ^(1/w)): 1 far below the cut, ½ at it; 1 below infinity."""
+def _above(values: Tensor, cut: Tensor, width: float) -> Tensor:
+    """1/σ((log cut − log λ)/w) = 1 + (λ/cut)^(1/w): 1 far below the cut, 2 at it; 1 below infinity."""
     ratio = values / cut.clamp_min(torch.finfo(values.dtype).tiny)
-    return (ratio if width == 1 else ratio.pow_(1 / width)).add_(1).reciprocal_()
+    return (ratio if width == 1 else ratio.pow_(1 / width)).add_(1)
 
 
 def quantiles(values: Tensor, levels: tuple[float, float, float]) -> Tensor:
     """Of each of b tables (b, ·, ·), at three levels in percent: (b, 3, 1, 1). torch.quantile's numbers, to the bit."""
     flat = values.flatten(1)
     rising = _sorted(flat[:, :: -(-flat.shape[1] // AT_MOST)])
-    last = rising.shape[1] - 1
-    found = []
-    precision = np.float64 if flat.dtype == torch.float64 else np.float32
-    for place in (np.array(levels, precision) / precision(100) * precision(last)).tolist():
-        below = int(place)
-        found.append(torch.lerp(rising[:, below], rising[:, min(below + 1, last)], place - below))
-    return torch.stack(found, 1)[..., None, None]
+    below, above, share = _places(levels, rising.shape[1] - 1, flat.dtype, flat.device)
+    return torch.lerp(rising[:, below], rising[:, above], share)[..., None, None]
+
+
+@cache
+def _places(
+    levels: tuple[float, float, float], last: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Between which entries of a rising row levels lie, and how far from the first of both to the second."""
+    precision = np.float64 if dtype == torch.float64 else np.float32
+    places = np.array(levels, precision) / precision(100) * precision(last)
+    below = places.astype(np.int64)
+    share = torch.from_numpy(places - below.astype(precision)).to(device)
+    return torch.from_numpy(below).to(device), torch.from_numpy(np.minimum(below + 1, last)).to(device), share
 
 
 def _sorted(values: Tensor) -> Tensor:

@@ -60,7 +60,8 @@ def _valley(stack: Stack, options: TALTOptions) -> Tensor | float:
     """v, one for each tensor where it depends on how near a minimum is."""
     if not options.selective_amplification:
         return options.valley_strength
-    return options.valley_strength * (1 - (1 - options.near_factor) * stack.state["near"] * stack.state["rising"])
+    near = stack.state["near"] * stack.state["rising"]
+    return near.mul_(options.valley_strength * (options.near_factor - 1)).add_(options.valley_strength)
 
 
 def _floor(stack: Stack, eps: float) -> Tensor | float:
