@@ -14,7 +14,7 @@ from losslab.studies.sections import ScheduleConfig
 
 Settings = dict[str, Any]
 EXAMPLES, FREQUENCY = 16, 100  # what is recommended: see the report's table of costs
-FRACTION = HomotopyOptions().fraction
+FRACTION = HomotopyOptions().part(0)
 _OURS = {"rule": "stable", "examples": EXAMPLES, "frequency": FREQUENCY}
 _FOUNDERS = {"examples": EXAMPLES, "frequency": FREQUENCY}
 
@@ -27,6 +27,7 @@ DEFAULT = "stable"
 RULES: dict[str, Settings] = {
     DEFAULT: {**_OURS, "fraction": FRACTION},
     **{f"stable, fraction {c:g}": {**_OURS, "fraction": c} for c in (0.2, 0.4) if c != FRACTION},
+    f"stable, {FRACTION:g} all along": {**_OURS, "fraction": FRACTION, "late_fraction": FRACTION},
     "stable, no decay": {**_OURS, "fraction": FRACTION, "decay": "none"},
     "founders' text": {**_FOUNDERS, "rule": "seed"},
     "founders' code": {**_FOUNDERS, "rule": "seed_threshold"},

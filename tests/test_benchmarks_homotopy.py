@@ -56,8 +56,8 @@ def test_a_report_says_what_is_missing(run, tmp_path):
 
 def test_a_plan_counts_what_is_left(run, tmp_path):
     text = run("--tasks", "mlp", "--cache", tmp_path, "--plan")
-    assert "; SGD: grid | 33 |" in text  # 11 methods at three η₀
-    assert "; SGD: final | about 12 |" in text
+    assert "; SGD: grid | 36 |" in text  # 12 methods at three η₀
+    assert "; SGD: final | about 14 |" in text
     assert list(tmp_path.rglob("*.json")) == []
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 from cases import gen, normal
-from losslab.optim import TALT, CurvatureEstimator, TALTOptions
+from losslab.optim import TALT, CurvatureEstimator, HomotopyLR, PerLayerHomotopyLR, TALTOptions
 from losslab.optim.eigenspace.options import FIXES
 from losslab.optim.homotopy.preconditioner import bare, inverse_root, leading, limit, ready
 from quadratics import Quadratic, turned
@@ -219,6 +219,21 @@ def test_what_has_no_limit():
     unknown.step()
     assert math.isnan(limit(unknown))
     assert inverse_root(unknown, [weight])([torch.ones(3, 3)])[0].tolist() == [[1.0] * 3] * 3
+
+
+def test_with_a_limit_that_is_not_exact_a_smaller_part_of_it_is_allowed():
+    """TALT's, where it makes singular values equal; and rates of layers stay at the part they began with."""
+    matrix, gain = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(3))
+
+    def parts(optimizer, kind=HomotopyLR):
+        options = kind(optimizer, lambda: matrix.square().sum(), total_steps=10).options
+        return options.part(0), options.part(10)
+
+    assert parts(SGD([matrix], 0.1)) == parts(AdamW([matrix])) == (0.3, 1.0)
+    assert parts(TALT([matrix, gain])) == (0.1, 0.1)
+    assert parts(TALT([gain])) == parts(TALT([matrix, gain], options=TALTOptions(orthogonal=False))) == (0.3, 1.0)
+    assert parts(SGD([matrix], 0.1), PerLayerHomotopyLR) == (0.3, 0.3)
+    assert parts(TALT([matrix]), PerLayerHomotopyLR) == (0.1, 0.1)
 
 
 def test_when_the_preconditioner_is_known():

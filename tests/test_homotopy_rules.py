@@ -205,8 +205,42 @@ def test_the_stable_rule_along_a_way():
     assert rates[0] == 0.01
     assert rates[1:3] == pytest.approx([0.01 * growth, 0.01 * growth**2])
     assert rates[3:] == pytest.approx(expected[3:])
-    assert rule.target(1.0) == 1.0
+    assert rule.target(1.0, 8) == 1.0
     assert rule.curvature == pytest.approx(0.4)
+
+
+def test_the_part_of_the_limit_grows_to_all_of_it():
+    """In a straight line over the run, whatever it begins at; where nothing says how long that is it stays."""
+    parts = [HomotopyOptions(total_steps=200).part(step) for step in (-1, 0, 50, 100, 200, 300)]
+    assert parts == pytest.approx([0.3, 0.3, 0.475, 0.65, 1.0, 1.0])
+    assert HomotopyOptions().part(10**6) == 0.3
+    falling = HomotopyOptions(total_steps=10, fraction=0.8, late_fraction=0.2)
+    assert [falling.part(step) for step in (0, 5, 10)] == pytest.approx([0.8, 0.5, 0.2])
+    assert HomotopyOptions(total_steps=10, fraction=1.5).part(7) == 1.5
+    rule = RateRule(HomotopyOptions(warmup_steps=0, total_steps=100, decay="none", release=10.0), limit=2.0)
+    rates = []
+    for step in range(100):
+        rule.take(curved(8.0))
+        rule.advance(1.0, step)
+        rates.append(rule.at(step + 1))
+    assert rates == pytest.approx([(0.3 + 0.7 * step / 100) * 2 / 8 for step in range(100)])
+
+
+@pytest.mark.parametrize(
+    ("exact", "alone", "given", "expected"),
+    [
+        (True, True, {}, (0.3, 1.0)),
+        (True, True, {"fraction": 2.0}, (2.0, 2.0)),
+        (True, False, {}, (0.3, 0.3)),
+        (False, True, {}, (0.1, 0.1)),
+        (False, True, {"fraction": 0.2, "late_fraction": 0.5}, (0.2, 0.5)),
+        (False, False, {"late_fraction": 0.5}, (0.1, 0.5)),
+    ],
+)
+def test_fractions_that_were_not_given(exact, alone, given, expected):
+    found = HomotopyOptions(**given).settled(exact=exact, alone=alone)
+    assert (found.fraction, found.late_fraction) == expected
+    assert found.settled(exact=not exact, alone=not alone) == found
 
 
 def test_an_adaptive_optimizer_survives_one_sharp_batch():
@@ -283,7 +317,7 @@ def test_the_founders_rule_along_a_way():
     # κ 1, 3, ∞, 1; averages 1, 2, ∞, 1; medians of the finite ones 1, 2, 2, 1
     assert rates == pytest.approx([1 / 2, 1 / 2, 0.0, 1 / 2])
     assert rule.percentile.numbers == [1.0, 3.0, 1.0]
-    assert rule.target(1.0) == 1.0
+    assert rule.target(1.0, 8) == 1.0
 
 
 def test_a_rate_of_zero_in_a_warm_up_is_not_the_last():
@@ -329,8 +363,8 @@ def test_how_long_the_rise_takes():
             "rule: expected one of stable, seed, seed_threshold, got 'stabel'; did you mean 'stable'?",
         ),
         ({"decay": 1}, "decay: expected one of cosine, linear, none, got 1"),
-        ({"fraction": 0}, "fraction: expected a finite number above 0, got 0"),
-        ({"fraction": "0.5"}, "fraction: expected a finite number above 0, got '0.5'"),
+        ({"fraction": 0}, "fraction: expected None or a finite number above 0, got 0"),
+        ({"fraction": "0.5"}, "fraction: expected None or a finite number above 0, got '0.5'"),
         ({"initial_fraction": 1.5}, "initial_fraction: expected a number above 0 and at most 1, got 1.5"),
         ({"release": 1.0}, "release: expected a finite number above 1, got 1.0"),
         ({"alpha": -1.0}, "alpha: expected a finite number of at least 0, got -1.0"),

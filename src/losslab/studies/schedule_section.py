@@ -37,7 +37,8 @@ class ScheduleConfig(Section):
     name: Literal["constant", "cosine", "linear", "one_cycle", "homotopy"] = "constant"
     warmup_steps: int = Field(default=0, ge=0)
     rule: Literal["stable", "seed", "seed_threshold"] = USUAL.rule
-    fraction: float = USUAL.fraction
+    fraction: float | None = USUAL.fraction
+    late_fraction: float | None = USUAL.late_fraction
     initial_fraction: float = USUAL.initial_fraction
     release: float = USUAL.release
     decay: Literal["cosine", "linear", "none"] = USUAL.decay

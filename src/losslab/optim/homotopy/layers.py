@@ -16,7 +16,7 @@ from losslab.optim.homotopy.curvature import Curvature, CurvatureEstimator, trai
 from losslab.optim.homotopy.given_loss import given, whole_graph
 from losslab.optim.homotopy.layer_curvature import LayerCurvature, Method, together
 from losslab.optim.homotopy.options import HomotopyOptions
-from losslab.optim.homotopy.preconditioner import adaptive, bare, inverse_root, leading, limit, ready
+from losslab.optim.homotopy.preconditioner import adaptive, bare, exact, inverse_root, leading, limit, ready
 from losslab.optim.homotopy.rate import RateRule
 from losslab.optim.homotopy.regroup import layer_of, regrouped
 from losslab.optim.homotopy.rules import is_due
@@ -89,7 +89,7 @@ class PerLayerHomotopyLR(LRScheduler):
         last_epoch: int = -1,
         **settings: Any,
     ) -> None:
-        self.options = HomotopyOptions.of(settings)
+        self.options = HomotopyOptions.of(settings).settled(exact=optimizer is None or exact(optimizer), alone=False)
         if base_lr is not None:
             number("base_lr", base_lr, 0, open_low=True, finite=True)
             if optimizer is not None:

@@ -2,13 +2,14 @@
 
 import difflib
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from losslab.optim.homotopy.checks import count, number, one_of
 
 RULES = ("stable", "seed", "seed_threshold")
 DECAYS = ("cosine", "linear", "none")
+FRACTION, CAUTIOUS = 0.3, 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,11 @@ class HomotopyOptions:
         rule: "stable" rises from a small rate to η₀ as fast as the curvature that it meets allows, and brakes at once
             where a step would become unstable. "seed" is the founders' η₀/(1 + α·κ/κ*), "seed_threshold" their code's
             η₀/(1 + α·max(0, κ/κ* − 1)).
-        fraction: stable: the largest part of the rate at which a quadratic of this curvature diverges.
+        fraction: stable: the largest part, at first, of the rate at which a quadratic of this curvature diverges.
+            None: 0.3, and 0.1 with TALT, whose limit is not exact.
+        late_fraction: The same at the end of `total_steps`, and up to there in a straight line; without `total_steps`
+            `fraction` stays. None: 1, or `fraction` where that is larger, where the limit is not exact, or where layers
+            have rates of their own.
         warmup_steps: How long the rise takes where nothing brakes it. None: a tenth of `total_steps`, 100 steps
             without, none for the founders' rules.
         initial_fraction: Of η₀, where the rise starts.
@@ -42,7 +47,8 @@ class HomotopyOptions:
     """
 
     rule: Literal["stable", "seed", "seed_threshold"] = "stable"
-    fraction: float = 0.3
+    fraction: float | None = None
+    late_fraction: float | None = None
     warmup_steps: int | None = None
     initial_fraction: float = 0.01
     release: float = 1.02
@@ -62,8 +68,11 @@ class HomotopyOptions:
         one_of("rule", self.rule, RULES)
         one_of("decay", self.decay, DECAYS)
         number("max_lr", self.max_lr, 0, open_low=True)
-        for name, low, high in (("fraction", 0, math.inf), ("initial_fraction", 0, 1), ("release", 1, math.inf)):
+        for name, low, high in (("initial_fraction", 0, 1), ("release", 1, math.inf)):
             number(name, getattr(self, name), low, high, open_low=True, finite=high == math.inf)
+        for name in ("fraction", "late_fraction"):
+            if getattr(self, name) is not None:
+                number(name, getattr(self, name), 0, open_low=True, finite=True, words="None or ")
         for name, low, high in (
             ("alpha", 0, math.inf),
             ("target_percentile", 0, 1),
@@ -86,6 +95,26 @@ class HomotopyOptions:
         if self.rule != "stable":
             return 0
         return 100 if self.total_steps is None else self.total_steps // 10
+
+    def settled(self, *, exact: bool = True, alone: bool = True) -> "HomotopyOptions":
+        """With the fractions that None stands for: of a limit that is exact or not, of one rate or of many."""
+        first, late = self.fraction, self.late_fraction
+        if first is None:
+            first = FRACTION if exact else CAUTIOUS
+        if late is None:
+            late = max(first, 1.0) if exact and alone else first
+        return replace(self, fraction=first, late_fraction=late)
+
+    def part(self, step: int) -> float:
+        """`fraction` at a step, on its way to `late_fraction`.
+
+        >>> [round(HomotopyOptions(total_steps=100).part(step), 3) for step in (0, 25, 50, 100)]
+        [0.3, 0.475, 0.65, 1.0]
+        """
+        first = FRACTION if self.fraction is None else self.fraction
+        late = max(first, 1.0) if self.late_fraction is None else self.late_fraction
+        opened = 0.0 if self.total_steps is None else min(max(step, 0) / self.total_steps, 1.0)
+        return first + (late - first) * opened
 
     @classmethod
     def of(cls, settings: dict[str, Any]) -> "HomotopyOptions":

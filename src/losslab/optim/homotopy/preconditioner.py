@@ -42,6 +42,16 @@ def limit(optimizer: Optimizer) -> float:
     return min((number for number in limits if not math.isnan(number)), default=math.nan)
 
 
+def exact(optimizer: Optimizer) -> bool:
+    """Whether `limit` says all that its steps do: not where TALT makes singular values equal after its response."""
+    optimizer = bare(optimizer)
+    return not isinstance(optimizer, TALT) or not any(
+        layout_of(parameter, group, of_group(group)).orthogonal
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    )
+
+
 def adaptive(optimizer: Optimizer) -> bool:
     """Whether its preconditioner follows the gradients it meets."""
     optimizer = bare(optimizer)

@@ -59,10 +59,10 @@ class RateRule:
         if math.isfinite(found.kappa):
             self.percentile.add(found.kappa)
 
-    def target(self, base: float) -> float:
-        """κ*, or with "stable" the λ above which η₀ = `base` is braked."""
+    def target(self, base: float, step: int) -> float:
+        """κ*, or with "stable" the λ above which η₀ = `base` is braked after so many steps."""
         if self.options.rule == "stable":
-            return self.options.fraction * self.limit / base if base else math.inf
+            return self.options.part(step) * self.limit / base if base else math.inf
         fixed = self.options.target_curvature
         return self.percentile.value if fixed == "adaptive" else float(fixed)
 
@@ -80,11 +80,11 @@ class RateRule:
             if not options.rise and math.isnan(curvature) and self.recent:
                 # At full rate already: until three are there the last one holds it back, and is then forgotten.
                 curvature, begins = self.recent[-1], True
-            bounds = ((curvature, options.fraction), (self.sharpest, 1.0))
+            bounds = ((curvature, options.part(step)), (self.sharpest, 1.0))
             ceiling = min(base, *(stable_rate(bound, self.limit, part) for bound, part in bounds))
         else:
             threshold = options.rule == "seed_threshold"
-            target = self.target(base) if target is None else target
+            target = self.target(base, step) if target is None else target
             slowed = seed_factor(self.curvature, target, options.alpha, threshold=threshold)
             ceiling = base * max(slowed, options.floor)
         if begins:

@@ -16,7 +16,7 @@ from losslab.optim.homotopy.checks import number
 from losslab.optim.homotopy.curvature import Curvature, CurvatureEstimator, trainable
 from losslab.optim.homotopy.follower import Follower
 from losslab.optim.homotopy.options import HomotopyOptions
-from losslab.optim.homotopy.preconditioner import adaptive, bare, inverse_root, leading, limit, ready
+from losslab.optim.homotopy.preconditioner import adaptive, bare, exact, inverse_root, leading, limit, ready
 from losslab.optim.homotopy.rate import RateRule
 from losslab.optim.homotopy.rules import is_due
 from losslab.ranks import Ranks
@@ -32,12 +32,12 @@ class HomotopyLR(Follower, LRScheduler):
     curvature, averaged.
 
     The rule "stable" (the default; `HomotopyOptions` has the founders' as well): the rate rises from η₀/100 by a
-    constant factor a step, never above η₀ nor above `fraction` of the rate at which a quadratic of the largest
-    curvature diverges (Cohen et al. 2021, 2022: λ_max(P^(−½)HP^(−½)) < limit/η, P the optimizer's preconditioner). It
-    brakes at once and recovers slowly. An adaptive optimizer's P answers an overshoot: with it what counts is the
-    median of the last three estimates, once there are three, and before that nothing, or with `warmup_steps=0` the
-    last. With `total_steps` it falls to zero along a cosine. So a rate η₀ that is too large costs little, and nothing
-    else needs tuning.
+    constant factor a step, never above η₀ nor above a part of the rate at which a quadratic of the largest curvature
+    diverges (Cohen et al. 2021, 2022: λ_max(P^(−½)HP^(−½)) < limit/η, P the optimizer's preconditioner): `fraction` of
+    it at first, with `total_steps` all of it later. It brakes at once and recovers slowly. An adaptive optimizer's P
+    answers an overshoot: with it what counts is the median of the last three estimates, once there are three, and
+    before that nothing, or with `warmup_steps=0` the last. With `total_steps` it falls to zero along a cosine. So a
+    rate η₀ that is too large costs little, and nothing else needs tuning.
 
     Args:
         optimizer: Any. Of one whose limit is not known (not SGD, Adam, AdamW, RMSprop, TALT) "stable" has no brake, and
@@ -91,7 +91,8 @@ class HomotopyLR(Follower, LRScheduler):
     ) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
-        rule = RateRule(HomotopyOptions.of(settings), limit(optimizer), adaptive=adaptive(optimizer))
+        options = HomotopyOptions.of(settings).settled(exact=exact(optimizer))
+        rule = RateRule(options, limit(optimizer), adaptive=adaptive(optimizer))
         self._follow(rule, estimator or CurvatureEstimator())
         if examples is not None and (type(examples) is not int or examples < 1 or isinstance(loss, EmpiricalRisk)):
             raise ValueError(f"examples: expected an int of at least 1 and a function for the loss, got {examples!r}")
@@ -140,7 +141,7 @@ class HomotopyLR(Follower, LRScheduler):
     @property
     def target(self) -> float:
         """κ*, or with "stable" the λ above which η₀ is braked."""
-        return self.rule.target(self.base_lr)
+        return self.rule.target(self.base_lr, max(self.last_epoch - 1, 0))
 
     @property
     def _first(self) -> int:
