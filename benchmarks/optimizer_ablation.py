@@ -98,8 +98,8 @@ class Half:
         return settings, self.losses("talt", settings, self.seeds)
 
 
-def ablation_lines(study: Study, variants: Sequence[str]) -> list[str]:
-    """A task's two tables: variants against the default, and TALT against AdamW at other batch sizes."""
+def ablation_lines(study: Study, variants: Sequence[str], batches: Sequence[int] = BATCHES) -> list[str]:
+    """A task's two tables: variants against the default, and TALT against AdamW at other batch sizes, if any."""
     half, rows = Half(study), []
     _, default = half.variant("default")
     for name in variants:
@@ -109,14 +109,14 @@ def ablation_lines(study: Study, variants: Sequence[str]) -> list[str]:
     lines = [f"## {study.task.title}", "", f"{half.horizon} steps, n = {len(half.seeds)} paired seeds.", ""]
     lines += [*markdown(("variant", "lr", "median loss", "mean difference from the default", ""), rows), ""]
     rows = []
-    for size in BATCHES:
+    for size in batches:
         found = []
         for optimizer in ("talt", "adamw"):
             settings = half.walked(optimizer, study.tuned(optimizer).settings, batch_size=size)
             found.append(half.losses(optimizer, settings, half.seeds, batch_size=size))
         medians = [f"{np.median(losses):.4g}" for losses in found]
         rows.append([str(size), *medians, *_said(difference_estimate(*found))])
-    return [*lines, *markdown(("batch", "TALT", "AdamW", "mean difference", ""), rows), ""]
+    return [*lines, *markdown(("batch", "TALT", "AdamW", "mean difference", ""), rows), ""] if rows else lines
 
 
 def _said(difference: Estimate) -> list[str]:

@@ -47,25 +47,28 @@ def digits(_: Path) -> Data:
 
 
 @cache
-def cifar10(folder: Path) -> Data:
-    """48,000 images to train, 2,000 to validate, 2,000 to test: standardised, and averaged to 16×16."""
+def cifar10(folder: Path, examples: int = 48_000, averaged: int = 2) -> Data:
+    """48,000 images to train, or fewer, 2,000 to validate, 2,000 to test: standardised, and averaged to 16×16."""
     with np.load(folder / "cifar10.npz") as arrays:
         parts = {name: torch.from_numpy(arrays[name]) for name in ("x_train", "y_train", "x_test", "y_test")}
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CIFAR10_MEAN, CIFAR10_STD))
 
     def images(pixels: Tensor) -> Tensor:
-        return (avg_pool2d(pixels.permute(0, 3, 1, 2).float().div(255), 2) - mean) / std
+        return (avg_pool2d(pixels.permute(0, 3, 1, 2).float().div(255), averaged) - mean) / std
 
-    x, y = images(parts["x_train"]), parts["y_train"].long()
-    test = images(parts["x_test"][:2000]), parts["y_test"][:2000].long()
-    return Data((x[:-2000], y[:-2000]), (x[-2000:], y[-2000:]), test)
+    x, y = parts["x_train"], parts["y_train"].long()
+    train, rest = (images(x[:-2000][:examples]), y[:-2000][:examples]), (images(x[-2000:]), y[-2000:])
+    return Data(train, rest, (images(parts["x_test"][:2000]), parts["y_test"][:2000].long()))
 
 
-@cache
 def small_cifar10(folder: Path) -> Data:
     """The same with the first 10,000 images to train."""
-    data = cifar10(folder)
-    return data._replace(train=(data.train[0][:10_000], data.train[1][:10_000]))
+    return cifar10(folder, 10_000)
+
+
+def whole_cifar10(folder: Path) -> Data:
+    """Those 10,000 as they are, at 32×32."""
+    return cifar10(folder, 10_000, 1)
 
 
 @cache

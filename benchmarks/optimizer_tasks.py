@@ -12,7 +12,19 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-from optimizer_data import CONTEXT, LETTERS, NOISE, Data, characters, cifar10, digits, mnist, small_cifar10, sst2
+from optimizer_data import (
+    CONTEXT,
+    LETTERS,
+    NOISE,
+    Data,
+    characters,
+    cifar10,
+    digits,
+    mnist,
+    small_cifar10,
+    sst2,
+    whole_cifar10,
+)
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu, scaled_dot_product_attention
 
@@ -146,6 +158,10 @@ _ALL = (
         _CIFAR_CNN, name="cifar10-50k", title="CIFAR-10, 48,000 images at 16×16, SimpleCNN of width 32", data=cifar10,
         horizon=900, seeds=5,
     ),
+    replace(
+        _CIFAR_CNN, name="cifar10-32", title="CIFAR-10, 10,000 images at 32×32, SimpleCNN of width 32",
+        data=whole_cifar10,
+    ),
     Task(
         "autoencoder",
         "MNIST at 14×14, autoencoder of eight layers with tanh",
@@ -186,4 +202,4 @@ _ALL = (
     ),
 )  # fmt: skip
 TASKS = {task.name: task for task in _ALL}
-DEFAULT = [name for name in TASKS if name != "cifar10-50k"]
+DEFAULT = [name for name in TASKS if not name.startswith("cifar10-")]

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from optimizer_ablation import VARIANTS, ablation_lines, sensitivity_lines
+from optimizer_ablation import BATCHES, VARIANTS, ablation_lines, sensitivity_lines
 from optimizer_archive import pack, unpack
 from optimizer_cache import Runs
 from optimizer_report import findings, summary_lines, task_lines
@@ -84,6 +84,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, help="final ones; the task's number by default")
     parser.add_argument("--length", type=float, default=1.0, help="what all horizons are multiplied by")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="of the ablation")
+    parser.add_argument("--batches", nargs="*", type=int, default=BATCHES, help="sizes, of the ablation")
     parser.add_argument("--output", type=Path, help="file to write the page to, as well")
     return parser.parse_args()
 
@@ -103,11 +104,11 @@ def main() -> None:
     if "report" in args.stages:
         publish(report(args, tasks, skipped, protocol), args.output)
     for stage, lines, chosen in (
-        ("ablation", ablation_lines, args.variants),
-        ("sensitivity", sensitivity_lines, args.optimizers),
+        ("ablation", ablation_lines, (args.variants, args.batches)),
+        ("sensitivity", sensitivity_lines, (args.optimizers,)),
     ):
         if stage in args.stages:
-            pages = [line for name in tasks for line in lines(Study(TASKS[name], runs, protocol), chosen)]
+            pages = [line for name in tasks for line in lines(Study(TASKS[name], runs, protocol), *chosen)]
             suffixed = args.output.with_name(f"{args.output.stem}_{stage}.md") if args.output else None
             publish([f"# TALT: {stage}", "", *machine(("losslab", "torch")), "", *pages], suffixed)
 

@@ -94,7 +94,7 @@ def _half(costs: Costs, later: bool) -> Costs:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with cifar10.npz and mnist.npz")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["digits", "cifar10", "autoencoder"])
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["digits", "cifar10", "cifar10-32", "autoencoder"])
     parser.add_argument("--optimizers", nargs="+", choices=SETTINGS, default=["soap", "muon", "talt"])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
