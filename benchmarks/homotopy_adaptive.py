@@ -25,34 +25,40 @@ RATES = {
 }
 
 
-ROWS = [(name, kind, 0.3) for name in RATES for kind in (True, False)]  # taken for adaptive, and `fraction`
-ROWS.insert(4, ("talt", True, 0.1))
+Row = tuple[str, bool, dict[str, float]]  # optimizer, whether it is taken for adaptive, and fractions of one's own
+ROWS: list[Row] = [(name, kind, {}) for name in RATES for kind in (True, False)]
+ROWS.insert(4, ("talt", True, {"fraction": 0.3, "late_fraction": 0.3}))
+EXAMPLES = METHODS[DEFAULT]["examples"], METHODS[DEFAULT]["frequency"]
 
 
-def final_loss(row: tuple[str, bool, float], lr: float, seed: int, data: Path, steps: int) -> float:
-    """Validation loss at the end of one run; infinite where it diverged."""
-    optimizer, adaptive, fraction = row
-    run = Run("mnist", optimizer, {"lr": lr, **METHODS[DEFAULT], "fraction": fraction}, seed, steps)
-    training = Training(run, TASKS["mnist"].data(data), torch.device("cpu"))
+def trained(row: Row, lr: float, seed: int, data: Path, steps: int) -> Training:
+    """One run, done."""
+    optimizer, adaptive, fractions = row
+    examples, frequency = EXAMPLES
+    settings = {"rule": "stable", "examples": examples, "frequency": frequency, "lr": lr, **fractions}
+    training = Training(Run("mnist", optimizer, settings, seed, steps), TASKS["mnist"].data(data), torch.device("cpu"))
     training.scheduler.rule.adaptive = adaptive
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "HomotopyLR: curvature that is not finite")
         while training.steps < steps and not training.diverged:
             training.step()
-    return training.record()["loss"]
+    return training
 
 
 def table(data: Path, seeds: int, steps: int) -> list[str]:
     """A row for each optimizer and what it is taken for; the η₀ are in the cells."""
     rows = []
     for row in ROWS:
-        optimizer, adaptive, fraction = row
+        optimizer, adaptive, _ = row
         cells = []
         for lr in RATES[optimizer]:
-            losses = [final_loss(row, lr, seed, data, steps) for seed in range(seeds)]
+            done = [trained(row, lr, seed, data, steps) for seed in range(seeds)]
+            losses = [training.record()["loss"] for training in done]
             cells.append(f"{lr:g}: {said(statistics.mean(losses), '.3f')} ({said(max(losses), '.3f')})")
-        rows.append([optimizer, "adaptive" if adaptive else "of fixed P", f"{fraction:g}", *cells])
-    return markdown(("optimizer", "taken for", "fraction", *["η₀: loss (worst)"] * 5), rows)
+        part = done[0].scheduler.options.part
+        taken = f"{part(0):g} to {part(steps):g}"
+        rows.append([optimizer, "adaptive" if adaptive else "of fixed P", taken, *cells])
+    return markdown(("optimizer", "taken for", "of the limit", *["η₀: loss (worst)"] * 5), rows)
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ RULES: dict[str, Settings] = {
     DEFAULT: {**_OURS, "fraction": FRACTION},
     **{f"stable, fraction {c:g}": {**_OURS, "fraction": c} for c in (0.2, 0.4) if c != FRACTION},
     f"stable, {FRACTION:g} all along": {**_OURS, "fraction": FRACTION, "late_fraction": FRACTION},
-    "stable, no decay": {**_OURS, "fraction": FRACTION, "decay": "none"},
+    "stable, without total_steps": {**_OURS, "fraction": FRACTION, "decay": "none"},
     "founders' text": {**_FOUNDERS, "rule": "seed"},
     "founders' code": {**_FOUNDERS, "rule": "seed_threshold"},
 }

@@ -92,7 +92,7 @@ def test_every_method_has_its_rates(load):
     assert stable[0] == pytest.approx(0.01)
     assert stable[1] == pytest.approx(0.1)
     assert stable[-1] < 0.02
-    assert rates(load, "stable, no decay")[0][-1] > 0.1
+    assert rates(load, "stable, without total_steps")[0][-1] > 0.1
     seed, one = rates(load, "founders' text")
     assert seed[0] == 1.0
     assert max(seed[2:]) < 0.8

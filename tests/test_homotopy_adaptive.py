@@ -23,10 +23,12 @@ def test_what_an_optimizer_is_taken_for_decides(images, load, monkeypatch, capsy
     monkeypatch.setattr(sys, "argv", ["homotopy_adaptive.py", "--data", str(images), "--seeds", "1", "--steps", "3"])
     script.main()
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| adamw", "| talt", "| mom"))]
-    both = [["adaptive", "0.3"], ["of fixed P", "0.3"]]
-    assert [line.split(" | ")[1:3] for line in rows] == [*both, *both, ["adaptive", "0.1"], *both]
+    usual, careful = ([[kind, part] for kind in ("adaptive", "of fixed P")] for part in ("0.3 to 1", "0.1 to 0.1"))
+    expected = [*usual, *careful, ["adaptive", "0.3 to 0.3"], *usual]
+    assert [line.split(" | ")[1:3] for line in rows] == expected
     for optimizer in ("adamw", "momentum"):
-        one, other = (script.final_loss((optimizer, kind, 0.3), 10.0, 0, images, 40) for kind in (False, True))
+        found = (script.trained((optimizer, kind, {}), 10.0, 0, images, 40).record() for kind in (False, True))
+        one, other = (record["loss"] for record in found)
         assert one != other
 
 

@@ -227,7 +227,7 @@ def test_the_part_of_the_limit_grows_to_all_of_it():
 
 
 @pytest.mark.parametrize(
-    ("exact", "alone", "given", "expected"),
+    ("exact", "one_rate", "given", "expected"),
     [
         (True, True, {}, (0.3, 1.0)),
         (True, True, {"fraction": 2.0}, (2.0, 2.0)),
@@ -237,10 +237,10 @@ def test_the_part_of_the_limit_grows_to_all_of_it():
         (False, False, {"late_fraction": 0.5}, (0.1, 0.5)),
     ],
 )
-def test_fractions_that_were_not_given(exact, alone, given, expected):
-    found = HomotopyOptions(**given).settled(exact=exact, alone=alone)
+def test_fractions_that_were_not_given(exact, one_rate, given, expected):
+    found = HomotopyOptions(**given).settled(exact=exact, one_rate=one_rate)
     assert (found.fraction, found.late_fraction) == expected
-    assert found.settled(exact=not exact, alone=not alone) == found
+    assert found.settled(exact=not exact, one_rate=not one_rate) == found
 
 
 def test_an_adaptive_optimizer_survives_one_sharp_batch():

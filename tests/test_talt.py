@@ -777,3 +777,22 @@ def test_a_probe_has_a_say_in_what_is_near_a_minimum():
             loss().backward()
             optimizer.step()
             assert optimizer.state[x]["rising"].item() == (1.0 if done <= 3 else rising)
+
+
+def test_a_state_that_is_older_than_an_option_goes_on_as_it_was():
+    """Its groups do not name it, and loading takes groups as they are."""
+    (first,), (second,) = placed([(4, 6)]), placed([(4, 6)])
+    saving = TALT([first], options=TALTOptions(orthogonal=False, update_ramp=10))
+    gradients = drawn([(4, 6)], 30, seed=3)
+    for now in gradients[:15]:
+        step(saving, now)
+    state = saving.state_dict()
+    for group in state["param_groups"]:
+        del group["orthogonal"], group["update_ramp"]
+    loading = TALT([second])
+    loading.load_state_dict(state)
+    second.data.copy_(first.data)
+    for now in gradients[15:]:
+        step(saving, now)
+        step(loading, now)
+    assert torch.equal(first, second)

@@ -27,6 +27,7 @@ from losslab.optim.probe import step_curvature
 OF_OTHERS = {"params", "param_names", "name", "lr_scale", "initial_lr", "max_lr", "min_lr", "swa_lr"}
 OF_OTHERS |= {"base_momentum", "max_momentum"}
 WARN_ABOVE = 0.5  # of forward and backward
+YOUNGER = {"orthogonal": False, "update_ramp": 10}  # options that states of before do not name, as they were then
 
 
 class TALT(Optimizer):
@@ -51,7 +52,8 @@ class TALT(Optimizer):
         probe: Computes a batch's loss; every `probe_interval` steps one Hessian product along the way then has a say in
             fix 7: near a minimum the loss curves up there. A covariance cannot tell a minimum from a saddle.
 
-    Cost: for a matrix m×n, 6mn(m + n) + 30mn·min(m, n) operations a step and, with new bases, about 6(m³ + n³);
+    Cost: for a matrix m×n, 6mn(m + n) + 30mn·min(m, n) operations a step, the latter 11mn·min(m, n) where one side is
+    nine times the other, and, with new bases, about 6(m³ + n³);
     numbers of state 2mn + 2m² + 2n² (`state_numbers`).
     """
 
@@ -227,6 +229,9 @@ class TALT(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a copy or an unpickled optimizer, and inside `load_state_dict`."""
         super().__setstate__(state)
+        for group in self.param_groups:
+            for name, value in YOUNGER.items():
+                group.setdefault(name, value)
         self._plans = Plans()
         self.probe, self.tokens = getattr(self, "probe", None), getattr(self, "tokens", None)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from losslab.optim.eigenspace.options import TALTOptions
+from losslab.optim.eigenspace.polar import LONG
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,10 @@ class Layout:
     @property
     def overhead(self) -> float:
         """A step's operations over 6·m·n; forward and backward take one a token. m + n for whole sides."""
-        iteration = 5 * min(self.left.length, self.right.length)  # five steps of three products
+        short, long = sorted((self.left.length, self.right.length))
+        ratio = max(long / max(short, 1), 1.0)
+        parts = (4 * ratio + 14) if ratio >= LONG else (10 * ratio + 5)  # polar.py's products, in units of 2·short³
+        iteration = short * parts / (3 * ratio)
         if self.structure == "polar":
             return iteration
         turning = [side for _, side in self.sides if not side.still]

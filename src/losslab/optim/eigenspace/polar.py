@@ -31,8 +31,8 @@ def equalized(M: Tensor) -> Tensor:
 
 def newton_schulz(M: Tensor) -> Tensor:
     """X ← aX + (bXXᵀ + c(XXᵀ)²)X from X = M, for matrices (b, m, n) of norm 1, or zero."""
-    short = M.shape[1] <= M.shape[2]
-    X = M if short else M.mT
+    wide = M.shape[1] <= M.shape[2]
+    X = M if wide else M.mT
     if X.shape[2] >= LONG * X.shape[1]:
         for steps in SPANS:
             X = torch.bmm(_product(torch.bmm(X, X.mT), steps), X)
@@ -41,7 +41,7 @@ def newton_schulz(M: Tensor) -> Tensor:
         for _ in range(STEPS):
             A = torch.bmm(X, X.mT)
             X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
-    return X if short else X.mT
+    return X if wide else X.mT
 
 
 def _product(A: Tensor, steps: int) -> Tensor:

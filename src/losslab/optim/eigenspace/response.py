@@ -62,14 +62,14 @@ def _normalised(values: Tensor, rms: Tensor | None, eps: Tensor | float, options
 def _gated(found: Tensor, values: Tensor, cuts: Tensor, valley: Tensor | float, options: TALTOptions) -> Tensor:
     """More of it in valleys, less where curvature is high."""
     if options.valley_strength > 0:
-        found = found * (valley / _above(values, cuts[:, 0], options.gate_width)).add_(1)
+        found = found * (valley / _inverse_gate(values, cuts[:, 0], options.gate_width)).add_(1)
     if options.damping < 1:
-        gate = (1 - options.damping) / _above(values, cuts[:, 2], options.gate_width)
+        gate = (1 - options.damping) / _inverse_gate(values, cuts[:, 2], options.gate_width)
         found = found * gate.add_(options.damping)
     return found
 
 
-def _above(values: Tensor, cut: Tensor, width: float) -> Tensor:
+def _inverse_gate(values: Tensor, cut: Tensor, width: float) -> Tensor:
     """1/σ((log cut − log λ)/w) = 1 + (λ/cut)^(1/w): 1 far below the cut, 2 at it; 1 below infinity."""
     ratio = values / cut.clamp_min(torch.finfo(values.dtype).tiny)
     return (ratio if width == 1 else ratio.pow_(1 / width)).add_(1)

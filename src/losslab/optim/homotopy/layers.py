@@ -28,9 +28,10 @@ SPREAD = 10.0  # normalize_by_median: no layer's η₀ is further than this from
 class PerLayerHomotopyLR(LRScheduler):
     """How fast may each layer go, given how curved the loss is along its parameters?
 
-    `HomotopyLR`'s rules, layer by layer. A layer is what `register_layer` or `layers` named, or else a parameter group
-    of the optimizer, or several of one "name". Groups keep their own η₀. Without an optimizer it is the founders' form,
-    `step(loss, step) -> {name: lr}`, in which every layer has η₀ = `base_lr`.
+    `HomotopyLR`'s rules, layer by layer, but that `fraction` of a limit stays what it is. A layer is what
+    `register_layer` or `layers` named, or else a parameter group of the optimizer, or several of one "name". Groups
+    keep their own η₀. Without an optimizer it is the founders' form, `step(loss, step) -> {name: lr}`, in which every
+    layer has η₀ = `base_lr`.
 
     With method "blocks" curvature is ‖H_bb‖ of the layer's own block. What layers do to each other is left out: if B of
     them are coupled, the step may be up to B times too long, and a `fraction` below 1/B is safe. "joint" counts it
@@ -89,7 +90,7 @@ class PerLayerHomotopyLR(LRScheduler):
         last_epoch: int = -1,
         **settings: Any,
     ) -> None:
-        self.options = HomotopyOptions.of(settings).settled(exact=optimizer is None or exact(optimizer), alone=False)
+        self.options = HomotopyOptions.of(settings).settled(exact=optimizer is None or exact(optimizer), one_rate=False)
         if base_lr is not None:
             number("base_lr", base_lr, 0, open_low=True, finite=True)
             if optimizer is not None:

@@ -23,8 +23,8 @@ class HomotopyOptions:
         fraction: stable: the largest part, at first, of the rate at which a quadratic of this curvature diverges.
             None: 0.3, and 0.1 with TALT, whose limit is not exact.
         late_fraction: The same at the end of `total_steps`, and up to there in a straight line; without `total_steps`
-            `fraction` stays. None: 1, or `fraction` where that is larger, where the limit is not exact, or where layers
-            have rates of their own.
+            `fraction` stays. None: 1, or `fraction` if that is larger. Where the limit is not exact, or layers have
+            rates of their own: `fraction`.
         warmup_steps: How long the rise takes where nothing brakes it. None: a tenth of `total_steps`, 100 steps
             without, none for the founders' rules.
         initial_fraction: Of η₀, where the rise starts.
@@ -96,13 +96,13 @@ class HomotopyOptions:
             return 0
         return 100 if self.total_steps is None else self.total_steps // 10
 
-    def settled(self, *, exact: bool = True, alone: bool = True) -> "HomotopyOptions":
+    def settled(self, *, exact: bool = True, one_rate: bool = True) -> "HomotopyOptions":
         """With the fractions that None stands for: of a limit that is exact or not, of one rate or of many."""
         first, late = self.fraction, self.late_fraction
         if first is None:
             first = FRACTION if exact else CAUTIOUS
         if late is None:
-            late = max(first, 1.0) if exact and alone else first
+            late = max(first, 1.0) if exact and one_rate else first
         return replace(self, fraction=first, late_fraction=late)
 
     def part(self, step: int) -> float:
@@ -111,10 +111,10 @@ class HomotopyOptions:
         >>> [round(HomotopyOptions(total_steps=100).part(step), 3) for step in (0, 25, 50, 100)]
         [0.3, 0.475, 0.65, 1.0]
         """
-        first = FRACTION if self.fraction is None else self.fraction
-        late = max(first, 1.0) if self.late_fraction is None else self.late_fraction
-        opened = 0.0 if self.total_steps is None else min(max(step, 0) / self.total_steps, 1.0)
-        return first + (late - first) * opened
+        if self.fraction is None or self.late_fraction is None:
+            return self.settled().part(step)
+        done = 0.0 if self.total_steps is None else min(max(step, 0) / self.total_steps, 1.0)
+        return self.fraction + (self.late_fraction - self.fraction) * done
 
     @classmethod
     def of(cls, settings: dict[str, Any]) -> "HomotopyOptions":

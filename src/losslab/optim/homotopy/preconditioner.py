@@ -43,12 +43,16 @@ def limit(optimizer: Optimizer) -> float:
 
 
 def exact(optimizer: Optimizer) -> bool:
-    """Whether `limit` says all that its steps do: not where TALT makes singular values equal after its response."""
+    """Whether `limit` is of all that moves: not where TALT makes singular values equal, or steps of one length."""
     optimizer = bare(optimizer)
-    return not isinstance(optimizer, TALT) or not any(
-        layout_of(parameter, group, of_group(group)).orthogonal
-        for group in optimizer.param_groups
-        for parameter in group["params"]
+    if not isinstance(optimizer, TALT):
+        return True
+    moving = [group for group in optimizer.param_groups if _rate(group) > 0]
+    return not any(
+        math.isnan(_limit(optimizer, group))
+        or any(layout_of(parameter, group, of_group(group)).orthogonal for parameter in group["params"])
+        for group in moving
+        if group["params"]
     )
 
 

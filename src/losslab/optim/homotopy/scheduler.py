@@ -34,7 +34,7 @@ class HomotopyLR(Follower, LRScheduler):
     The rule "stable" (the default; `HomotopyOptions` has the founders' as well): the rate rises from η₀/100 by a
     constant factor a step, never above η₀ nor above a part of the rate at which a quadratic of the largest curvature
     diverges (Cohen et al. 2021, 2022: λ_max(P^(−½)HP^(−½)) < limit/η, P the optimizer's preconditioner): `fraction` of
-    it at first, with `total_steps` all of it later. It brakes at once and recovers slowly. An adaptive optimizer's P
+    it, and with `total_steps` ever more. It brakes at once and recovers slowly. An adaptive optimizer's P
     answers an overshoot: with it what counts is the median of the last three estimates, once there are three, and
     before that nothing, or with `warmup_steps=0` the last. With `total_steps` it falls to zero along a cosine. So a
     rate η₀ that is too large costs little, and nothing else needs tuning.
@@ -136,7 +136,7 @@ class HomotopyLR(Follower, LRScheduler):
 
     @options.setter
     def options(self, options: HomotopyOptions) -> None:
-        self.rule.options = options
+        self.rule.options = options.settled(exact=exact(self.optimizer))
 
     @property
     def target(self) -> float:
