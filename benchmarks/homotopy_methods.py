@@ -26,7 +26,7 @@ SCHEDULES: dict[str, Settings] = {
 DEFAULT = "stable"
 RULES: dict[str, Settings] = {
     DEFAULT: {**_OURS, "fraction": FRACTION},
-    **{f"stable, fraction {c:g}": {**_OURS, "fraction": c} for c in (0.2, 0.4) if c != FRACTION},
+    **{f"stable, fraction {c:g}": {**_OURS, "fraction": c} for c in (0.2, 0.25, 0.4) if c != FRACTION},
     f"stable, {FRACTION:g} all along": {**_OURS, "fraction": FRACTION, "late_fraction": FRACTION},
     "stable, without total_steps": {**_OURS, "fraction": FRACTION, "decay": "none"},
     "founders' text": {**_FOUNDERS, "rule": "seed"},
