@@ -14,7 +14,7 @@ from losslab.studies.sections import ScheduleConfig
 
 Settings = dict[str, Any]
 EXAMPLES, FREQUENCY = 16, 100  # what is recommended: see the report's table of costs
-FRACTION = HomotopyOptions().part(0)
+FRACTION, EARLIER = HomotopyOptions(total_steps=1).part(0), 0.3
 _OURS = {"rule": "stable", "examples": EXAMPLES, "frequency": FREQUENCY}
 _FOUNDERS = {"examples": EXAMPLES, "frequency": FREQUENCY}
 
@@ -26,9 +26,9 @@ SCHEDULES: dict[str, Settings] = {
 DEFAULT = "stable"
 RULES: dict[str, Settings] = {
     DEFAULT: {**_OURS, "fraction": FRACTION},
-    **{f"stable, fraction {c:g}": {**_OURS, "fraction": c} for c in (0.2, 0.25, 0.4) if c != FRACTION},
-    f"stable, {FRACTION:g} all along": {**_OURS, "fraction": FRACTION, "late_fraction": FRACTION},
-    "stable, without total_steps": {**_OURS, "fraction": FRACTION, "decay": "none"},
+    **{f"stable, fraction {c:g}": {**_OURS, "fraction": c} for c in (0.25, EARLIER, 0.4)},
+    f"stable, {EARLIER} all along": {**_OURS, "fraction": EARLIER, "late_fraction": EARLIER},
+    f"stable, {EARLIER}, without total_steps": {**_OURS, "fraction": EARLIER, "decay": "none"},
     "founders' text": {**_FOUNDERS, "rule": "seed"},
     "founders' code": {**_FOUNDERS, "rule": "seed_threshold"},
 }

@@ -23,7 +23,7 @@ def test_what_an_optimizer_is_taken_for_decides(images, load, monkeypatch, capsy
     monkeypatch.setattr(sys, "argv", ["homotopy_adaptive.py", "--data", str(images), "--seeds", "1", "--steps", "3"])
     script.main()
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| adamw", "| talt", "| mom"))]
-    usual, careful = ([[kind, part] for kind in ("adaptive", "of fixed P")] for part in ("0.3 to 1", "0.1 to 0.1"))
+    usual, careful = ([[kind, part] for kind in ("adaptive", "of fixed P")] for part in ("0.2 to 1", "0.1 to 0.1"))
     expected = [*usual, *careful, ["adaptive", "0.3 to 0.3"], *usual]
     assert [line.split(" | ")[1:3] for line in rows] == expected
     for optimizer in ("adamw", "momentum"):

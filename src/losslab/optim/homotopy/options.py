@@ -9,7 +9,7 @@ from losslab.optim.homotopy.checks import count, number, one_of
 
 RULES = ("stable", "seed", "seed_threshold")
 DECAYS = ("cosine", "linear", "none")
-FRACTION, CAUTIOUS = 0.3, 0.1
+GROWING, STEADY, CAUTIOUS = 0.2, 0.3, 0.1  # `fraction` where it grows, where it stays, where the limit is not exact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class HomotopyOptions:
             where a step would become unstable. "seed" is the founders' η₀/(1 + α·κ/κ*), "seed_threshold" their code's
             η₀/(1 + α·max(0, κ/κ* − 1)).
         fraction: stable: the largest part, at first, of the rate at which a quadratic of this curvature diverges.
-            None: 0.3, and 0.1 with TALT, whose limit is not exact.
+            None: 0.2 where it grows, 0.3 where it stays, and 0.1 with TALT, whose limit is not exact.
         late_fraction: The same at the end of `total_steps`, and up to there in a straight line; without `total_steps`
             `fraction` stays. None: 1, or `fraction` if that is larger. Where the limit is not exact, or layers have
             rates of their own: `fraction`.
@@ -100,7 +100,8 @@ class HomotopyOptions:
         """With the fractions that None stands for: of a limit that is exact or not, of one rate or of many."""
         first, late = self.fraction, self.late_fraction
         if first is None:
-            first = FRACTION if exact else CAUTIOUS
+            steady = STEADY if exact else CAUTIOUS
+            first = GROWING if exact and one_rate and self.total_steps is not None else steady
         if late is None:
             late = max(first, 1.0) if exact and one_rate else first
         return replace(self, fraction=first, late_fraction=late)
@@ -109,7 +110,7 @@ class HomotopyOptions:
         """`fraction` at a step, on its way to `late_fraction`.
 
         >>> [round(HomotopyOptions(total_steps=100).part(step), 3) for step in (0, 25, 50, 100)]
-        [0.3, 0.475, 0.65, 1.0]
+        [0.2, 0.4, 0.6, 1.0]
         """
         if self.fraction is None or self.late_fraction is None:
             return self.settled().part(step)
