@@ -71,7 +71,7 @@ def test_scheduler_is_another_name_of_the_section(tmp_path):
         ({"schedule": {"name": "cosine", "alpha": 2.0}}, "schedule: 'alpha' does nothing in cosine: remove it"),
         ({"schedule": {"examples": 8}}, "schedule: 'examples' does nothing in constant: remove it"),
         ({"schedule": {**HOMOTOPY, "frequenzy": 8}}, "schedule.frequenzy: unknown key, did you mean 'frequency'?"),
-        ({"schedule": {**HOMOTOPY, "fraction": 0}}, "schedule: fraction: expected a"),
+        ({"schedule": {**HOMOTOPY, "fraction": 0}}, "schedule: fraction: expected None or a finite number above 0"),
         (
             {"schedule": {**HOMOTOPY, "target_curvature": "adaptif"}},
             "schedule.target_curvature: expected a number or 'adaptive', got 'adaptif'",
