@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from homotopy_methods import DEFAULT, METHODS
+from homotopy_methods import EXAMPLES, FREQUENCY
 from homotopy_runs import Run, Training
 from homotopy_tasks import TASKS
 from homotopy_text import said
@@ -28,14 +28,12 @@ RATES = {
 Row = tuple[str, bool, dict[str, float]]  # optimizer, whether it is taken for adaptive, and fractions of one's own
 ROWS: list[Row] = [(name, kind, {}) for name in RATES for kind in (True, False)]
 ROWS.insert(4, ("talt", True, {"fraction": 0.3, "late_fraction": 0.3}))
-EXAMPLES = METHODS[DEFAULT]["examples"], METHODS[DEFAULT]["frequency"]
 
 
 def trained(row: Row, lr: float, seed: int, data: Path, steps: int) -> Training:
     """One run, done."""
     optimizer, adaptive, fractions = row
-    examples, frequency = EXAMPLES
-    settings = {"rule": "stable", "examples": examples, "frequency": frequency, "lr": lr, **fractions}
+    settings = {"rule": "stable", "examples": EXAMPLES, "frequency": FREQUENCY, "lr": lr, **fractions}
     training = Training(Run("mnist", optimizer, settings, seed, steps), TASKS["mnist"].data(data), torch.device("cpu"))
     training.scheduler.rule.adaptive = adaptive
     with warnings.catch_warnings():

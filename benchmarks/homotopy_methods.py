@@ -14,7 +14,8 @@ from losslab.studies.sections import ScheduleConfig
 
 Settings = dict[str, Any]
 EXAMPLES, FREQUENCY = 16, 100  # what is recommended: see the report's table of costs
-FRACTION, EARLIER = HomotopyOptions(total_steps=1).part(0), 0.3
+FRACTION = HomotopyOptions(total_steps=1).part(0)  # of the stability limit, at first
+EARLIER = 0.3  # that of the rule before, all along
 _OURS = {"rule": "stable", "examples": EXAMPLES, "frequency": FREQUENCY}
 _FOUNDERS = {"examples": EXAMPLES, "frequency": FREQUENCY}
 

@@ -48,7 +48,7 @@ def digits(_: Path) -> Data:
 
 @cache
 def cifar10(folder: Path, examples: int = 48_000, averaged: int = 2) -> Data:
-    """48,000 images to train, or fewer, 2,000 to validate, 2,000 to test: standardised, and averaged to 16×16."""
+    """48,000 images to train, or fewer, 2,000 to validate, 2,000 to test: standardised, each `averaged`² pixels one."""
     with np.load(folder / "cifar10.npz") as arrays:
         parts = {name: torch.from_numpy(arrays[name]) for name in ("x_train", "y_train", "x_test", "y_test")}
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CIFAR10_MEAN, CIFAR10_STD))
