@@ -112,3 +112,8 @@ def test_muons_direction_is_for_hidden_layers(text):
         rotated, diagonal = talt.param_groups
         assert "head.weight" not in rotated["param_names"]
         assert "head.weight" in diagonal["param_names"]
+
+
+def test_parameters_in_place_of_the_model_are_refused_with_what_to_give(text):
+    with pytest.raises(TypeError, match=r"model: expected a torch.nn.Module, got generator; give the model"):
+        talt_param_groups(text.parameters())

@@ -30,6 +30,7 @@ def talt_param_groups(model: nn.Module, exclude: Collection[str] = ("embedding",
         One or two groups, of parameters with their names.
 
     Raises:
+        TypeError: Parameters in place of the model.
         ValueError: `exclude` names something else, or a lazy module has no shape yet.
     """
     hidden = {id(parameter) for parameter in hidden_matrices(model, exclude)}
@@ -49,8 +50,11 @@ def hidden_matrices(model: nn.Module, exclude: Collection[str] = KINDS) -> list[
         exclude: "embedding", "head", both or none of them.
 
     Raises:
+        TypeError: Parameters in place of the model.
         ValueError: `exclude` names something else, or a lazy module has no shape yet.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}; give the model itself")
     if any(isinstance(parameter, nn.UninitializedParameter) for parameter in model.parameters()):
         raise ValueError("model: expected parameters with shapes, got a lazy module's; run a batch through it first")
     if isinstance(exclude, str) or (unknown := set(exclude) - set(KINDS)):
