@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from homotopy_methods import DEFAULT, FREQUENCY, METHODS, estimates
+from homotopy_methods import DEFAULT, FREQUENCY, METHODS, WARMED, estimates
 from homotopy_report import page, write_figure, write_metrics
 from homotopy_runs import HomotopyRuns, Run, Training
 from homotopy_study import COUNTS, EMERGES, FREQUENCIES, Protocol, Study
@@ -107,7 +107,7 @@ def plan(args: argparse.Namespace) -> list[str]:
 def _typical(study: Study) -> list[Run]:
     """As many final runs as there will be."""
     seeds, lr = study.final_seeds, study.rates[0]
-    some = ["constant", "cosine", "warm-up 5%, cosine", *(name for name in METHODS if "rule" in METHODS[name])][:-3]
+    some = [name for name in METHODS if name not in WARMED[1:]]
     return [study.run(METHODS[name], lr, seed, h) for h in study.horizons for name in some for seed in seeds]
 
 

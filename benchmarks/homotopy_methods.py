@@ -14,8 +14,8 @@ from losslab.studies.sections import ScheduleConfig
 
 Settings = dict[str, Any]
 EXAMPLES, FREQUENCY = 16, 100  # what is recommended: see the report's table of costs
-FRACTION = HomotopyOptions(total_steps=1).part(0)  # of the stability limit, at first
-EARLIER = 0.3  # that of the rule before, all along
+FRACTION = HomotopyOptions().part(0)  # of the stability limit, at first
+EARLIER: Settings = {"decay": "cosine", "late_fraction": 1.0}  # the rule before
 _OURS = {"rule": "stable", "examples": EXAMPLES, "frequency": FREQUENCY}
 _FOUNDERS = {"examples": EXAMPLES, "frequency": FREQUENCY}
 
@@ -23,19 +23,20 @@ SCHEDULES: dict[str, Settings] = {
     "constant": {"schedule": "constant", "warmup": 0.0},
     "cosine": {"schedule": "cosine", "warmup": 0.0},
     **{f"warm-up {share:.0%}, cosine": {"schedule": "cosine", "warmup": share} for share in (0.02, 0.05, 0.1)},
+    "warm-up 10%, cooldown": {"schedule": "cooldown", "warmup": 0.1},
 }
 DEFAULT = "stable"
 RULES: dict[str, Settings] = {
     DEFAULT: {**_OURS, "fraction": FRACTION},
-    **{f"stable, fraction {c:g}": {**_OURS, "fraction": c} for c in (0.25, EARLIER, 0.4)},
-    f"stable, {EARLIER} all along": {**_OURS, "fraction": EARLIER, "late_fraction": EARLIER},
-    f"stable, {EARLIER}, without total_steps": {**_OURS, "fraction": EARLIER, "decay": "none"},
+    "stable, 0.3 at first": {**_OURS, "fraction": 0.3},
+    "stable, 0.2 all along": {**_OURS, "fraction": FRACTION, "late_fraction": FRACTION},
+    "stable, cosine, all of it in the end": {**_OURS, "fraction": FRACTION, **EARLIER},
+    "stable, without total_steps": {**_OURS, "fraction": FRACTION, "decay": "none"},
     "founders' text": {**_FOUNDERS, "rule": "seed"},
     "founders' code": {**_FOUNDERS, "rule": "seed_threshold"},
 }
 METHODS = {**SCHEDULES, **RULES}
-WARMED = [name for name, settings in SCHEDULES.items() if settings["warmup"]]
-FRACTIONS = [name for name in RULES if name.startswith("stable, fraction")]
+WARMED = [name for name in SCHEDULES if name.startswith("warm-up") and name.endswith("cosine")]
 # The first step is blind, the second as long as curvature allows: η₀ is out of the way, and only curvature speaks.
 EMERGING: Settings = {**_OURS, "fraction": FRACTION, "warmup_steps": 1, "release": 10.0, "decay": "none"}
 

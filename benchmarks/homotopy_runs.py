@@ -23,7 +23,7 @@ from losslab.optim import HomotopyLR
 from losslab.studies.models.table import scale_weights
 
 VERSION = "5"  # to be raised when any number of HomotopyLR's changes
-VERSIONS = {"stable": "7"}  # of a rule, where only its have changed since
+VERSIONS = {"stable": "8"}  # of a rule, where only its have changed since
 UNCHANGED = "2"  # of the schedules, which are none of its
 CHECKED = 10  # steps from one look at the loss to the next: each waits for the device
 CURVED = ("quadratic", "mlp")  # tasks whose every loss is kept
@@ -65,7 +65,7 @@ class Training:
         settings = dict(run.settings)
         self.optimizer = make_optimizer(run.optimizer, {"lr": settings.pop("lr")}, self.model)
         size = run.batch_size or self.task.batch_size
-        self.scheduler = make_scheduler(self.optimizer, settings, run.horizon, self._loss, size)
+        self.scheduler = make_scheduler(self.optimizer, settings, run.horizon, self.loss_of, size)
         self.batches = batches(self.task, data, run, torch.Generator().manual_seed(run.seed))
         self.batch: tuple[Tensor, Tensor] = data.train
         self.steps, self.diverged = 0, False
@@ -73,7 +73,8 @@ class Training:
         self.seconds: list[float] = []
         self.due: list[bool] = []
 
-    def _loss(self, count: int) -> Tensor:
+    def loss_of(self, count: int) -> Tensor:
+        """Of so many examples of the present batch."""
         x, y = self.batch
         return self.task.loss(self.model(x[:count]), y[:count])
 
@@ -87,7 +88,7 @@ class Training:
         self.batch = next(self.batches)
         before, began = self.estimates, self._now()
         self.optimizer.zero_grad()
-        loss = self._loss(len(self.batch[1]))
+        loss = self.loss_of(len(self.batch[1]))
         loss.backward()
         self.optimizer.step()
         self.scheduler.step()

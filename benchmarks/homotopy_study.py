@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from homotopy_methods import DEFAULT, EMERGING, FRACTIONS, METHODS, SCHEDULES, WARMED, Settings
+from homotopy_methods import DEFAULT, EMERGING, METHODS, SCHEDULES, WARMED, Settings
 from homotopy_runs import Run
 from homotopy_tasks import TASKS, Setting
 from optimizer_cache import Missing, Runs
@@ -179,11 +179,11 @@ class Study:
         return found
 
     def contenders(self, horizon: int) -> list[str]:
-        """Those that fresh seeds are spent on: of the warm-ups and of the fractions only the best."""
+        """Those that fresh seeds are spent on: of the warm-ups before a cosine only the best."""
         names = self.methods(horizon)
-        alike = [[name for name in names if name in some] for some in (WARMED, FRACTIONS)]
-        kept = {self.chosen(some, horizon) for some in alike if some}
-        return [name for name in names if name in kept or name not in {*WARMED, *FRACTIONS}]
+        warmed = [name for name in names if name in WARMED]
+        kept = self.chosen(warmed, horizon) if warmed else None
+        return [name for name in names if name == kept or name not in warmed]
 
     def final_runs(self, method: str, horizon: int) -> list[Run]:
         """A method at its best η₀."""

@@ -65,7 +65,7 @@ def test_its_tuning_is_of_the_rate_alone():
 
 def test_the_shipped_comparison_tunes_all_schedules_alike():
     plan = load_plan(shipped_configs("compare")["homotopy"])
-    assert plan.names == ["constant", "cosine", "warmup-cosine", "homotopy", "founders-rule"]
+    assert plan.names == ["constant", "cosine", "warmup-cosine", "warmup-cooldown", "homotopy", "founders-rule"]
     spaces = [plan.space(name) for name in plan.names]
     assert all(space == spaces[0] and set(space) == {"optimizer.lr"} for space in spaces)
     assert [plan.start(name).schedule.name for name in plan.names[-2:]] == ["homotopy", "homotopy"]

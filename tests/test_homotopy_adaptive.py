@@ -23,7 +23,7 @@ def test_what_an_optimizer_is_taken_for_decides(images, load, monkeypatch, capsy
     monkeypatch.setattr(sys, "argv", ["homotopy_adaptive.py", "--data", str(images), "--seeds", "1", "--steps", "3"])
     script.main()
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| adamw", "| talt", "| mom"))]
-    usual, careful = ([[kind, part] for kind in ("adaptive", "of fixed P")] for part in ("0.2 to 1", "0.1 to 0.1"))
+    usual, careful = ([[kind, part] for kind in ("adaptive", "of fixed P")] for part in ("0.2 to 0.5", "0.1 to 0.1"))
     expected = [*usual, *careful, ["adaptive", "0.3 to 0.3"], *usual]
     assert [line.split(" | ")[1:3] for line in rows] == expected
     for optimizer in ("adamw", "momentum"):
@@ -44,3 +44,14 @@ def test_the_bound_of_the_sharpest_batch_is_what_is_compared(images, load, monke
     monkeypatch.setitem(script.METHODS, script.DEFAULT, quick)
     one, other = (script.final_loss("momentum", name, 10.0, 0, images, 60) for name in ("stable", "forgetful"))
     assert one != other
+
+
+def test_rates_of_layers_are_compared_with_one_for_all(images, load, monkeypatch, capsys):
+    script = load("homotopy_layers")
+    arguments = ["--data", str(images), "--tasks", "mnist", "--seeds", "1", "--steps", "3"]
+    monkeypatch.setattr(sys, "argv", ["homotopy_layers.py", *arguments])
+    script.main()
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| one", "| a rate"))]
+    assert [line.split(" | ")[0].strip("| ") for line in rows] == list(script.ROWS) * 2
+    losses = [script.final_loss("mnist", "momentum", row, 1.0, 0, images, 20) for row in script.ROWS]
+    assert len(set(losses)) == len(losses)

@@ -159,7 +159,7 @@ def run_quadratic(steps: int = 30, lr: float = 10.0, **settings) -> tuple[PerLay
 def test_stable_rates_are_a_fraction_of_each_layers_own_limit():
     scheduler, _ = run_quadratic(lr=1.0, estimator=CurvatureEstimator(power_iterations=30))
     for name, eigenvalues in EIGENVALUES.items():
-        assert scheduler.rates[name] == pytest.approx(min(1.0, 0.3 * 2 / eigenvalues[0]), rel=1e-4)
+        assert scheduler.rates[name] == pytest.approx(min(1.0, 0.2 * 2 / eigenvalues[0]), rel=1e-4)
 
 
 def test_groups_keep_their_own_base_rates():
@@ -170,7 +170,7 @@ def test_groups_keep_their_own_base_rates():
     scheduler = PerLayerHomotopyLR(optimizer, model.loss, warmup_steps=0)
     optimizer.step()
     scheduler.step()
-    assert scheduler.get_last_lr() == pytest.approx([0.1, 0.001, 0.6 / 40], rel=1e-3)
+    assert scheduler.get_last_lr() == pytest.approx([0.1, 0.001, 0.4 / 40], rel=1e-3)
 
 
 @pytest.mark.parametrize("rule", ["seed", "seed_threshold"])
@@ -204,7 +204,7 @@ def test_a_layer_far_off_the_median_is_not_followed_without_end():
 
 
 def test_a_base_rate_far_too_large_converges():
-    scheduler, model = run_quadratic(150, lr=1000.0)
+    scheduler, model = run_quadratic(250, lr=1000.0)
     assert model.loss().item() < 1e-6
     assert scheduler.skipped == 0
 

@@ -96,7 +96,7 @@ def test_modules_without_second_derivatives():
     with pytest.warns(UserWarning, match="products are differences of gradients") as told:
         train(model, optimizer, scheduler, 12)
     assert len(told) == 1
-    assert scheduler.lr == pytest.approx(0.06, rel=0.02)
+    assert scheduler.lr == pytest.approx(0.04, rel=0.02)
 
 
 def test_an_optimizer_that_is_not_known():

@@ -52,6 +52,15 @@ def test_rises_first_and_then_falls_over_what_is_left(name):
     assert factors(name, 37, warmup=8) == pytest.approx(driven(make, 37), abs=1e-12)
 
 
+@pytest.mark.parametrize("warmup", [0, 8])
+def test_cooldown_stays_and_falls_as_torchs_line_over_the_last_two_fifths(warmup):
+    def make(optimizer):
+        rise = LambdaLR(optimizer, lambda step: min((step + 1) / warmup, 1.0) if warmup else 1.0)
+        return SequentialLR(optimizer, [rise, LinearLR(optimizer, 1.0, 0.0, 16)], milestones=[24])
+
+    assert factors("cooldown", 40, warmup) == pytest.approx(driven(make, 40), abs=1e-12)
+
+
 @pytest.mark.parametrize("total", [4, 10, 37, 100])
 def test_one_cycle_is_torchs(total):
     expected = driven(lambda optimizer: OneCycleLR(optimizer, 0.4, total_steps=total + 1), total + 1)
@@ -65,7 +74,7 @@ def test_one_cycle_rises_as_long_as_it_is_told():
     assert factors("one_cycle", 41, warmup=20).index(1.0) == 19
 
 
-@pytest.mark.parametrize("name", ["constant", "cosine", "linear", "one_cycle"])
+@pytest.mark.parametrize("name", ["constant", "cosine", "linear", "cooldown", "one_cycle"])
 @pytest.mark.parametrize(("total", "warmup"), [(1, 0), (2, 0), (3, 0), (1, 1), (3, 3), (3, 9), (2, 1), (5, 4)])
 def test_shortest_runs_have_a_rate(name, total, warmup):
     found = factors(name, total, warmup)

@@ -95,12 +95,13 @@ def test_overrides_apply_in_order_and_parse_as_yaml(write):
         ("optimizer: {momentum: 1}", "optimizer.momentum: expected a number >= 0 and < 1, got 1"),
         (
             "schedule: {name: cosinus}",
-            "schedule.name: expected one of 'constant', 'cosine', 'linear', 'one_cycle', 'homotopy', got "
+            "schedule.name: expected one of 'constant', 'cosine', 'linear', 'cooldown', 'one_cycle', 'homotopy', got "
             "'cosinus'; did you mean 'cosine'?",
         ),
         (
             "schedule: {name: steps}",
-            "schedule.name: expected one of 'constant', 'cosine', 'linear', 'one_cycle', 'homotopy', got 'steps'",
+            "schedule.name: expected one of 'constant', 'cosine', 'linear', 'cooldown', 'one_cycle', 'homotopy', got "
+            "'steps'",
         ),
         (
             "{optimizer: {name: sam}, training: {precision: 16-mixed}}",

@@ -43,7 +43,7 @@ def train(
     momentum: Annotated[float | None, typer.Option(help="Of SGD and Muon.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Pull of the weights to zero.")] = None,
     schedule: Annotated[
-        str | None, typer.Option(help="constant, cosine, linear, one_cycle, or homotopy: by the curvature.")
+        str | None, typer.Option(help="constant, cosine, linear, cooldown, one_cycle, or homotopy: by the curvature.")
     ] = None,
     warmup_steps: Annotated[int | None, typer.Option(help="How long the learning rate rises.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the first weights and the examples' order.")] = None,

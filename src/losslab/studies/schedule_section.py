@@ -22,9 +22,9 @@ class ScheduleConfig(Section):
     `total_steps` are the run's.
 
     Attributes:
-        name: After the rise it stays ("constant"), or falls to zero along a cosine ("cosine") or a line ("linear").
-            "one_cycle" rises from 1/25 of it along a cosine, then falls to nearly zero. "homotopy" follows the
-            curvature.
+        name: After the rise it stays ("constant"), or falls to zero along a cosine ("cosine") or a line ("linear"), or
+            stays and falls along a line over the last two fifths of the run ("cooldown"). "one_cycle" rises from 1/25
+            of it along a cosine, then falls to nearly zero. "homotopy" follows the curvature.
         warmup_steps: How long it rises. 0: not at all; in "one_cycle" over the first three tenths of the run; in
             "homotopy" over its first tenth, by the founders' rules not at all.
         max_lr: Null stands for infinity, which JSON has not.
@@ -34,14 +34,14 @@ class ScheduleConfig(Section):
         num_samples: Hessian products for each tr H, which is only recorded.
     """
 
-    name: Literal["constant", "cosine", "linear", "one_cycle", "homotopy"] = "constant"
+    name: Literal["constant", "cosine", "linear", "cooldown", "one_cycle", "homotopy"] = "constant"
     warmup_steps: int = Field(default=0, ge=0)
     rule: Literal["stable", "seed", "seed_threshold"] = USUAL.rule
     fraction: float | None = USUAL.fraction
     late_fraction: float | None = USUAL.late_fraction
     initial_fraction: float = USUAL.initial_fraction
     release: float = USUAL.release
-    decay: Literal["cosine", "linear", "none"] = USUAL.decay
+    decay: Literal["cooldown", "cosine", "linear", "none"] = USUAL.decay
     alpha: float = USUAL.alpha
     target_curvature: float | Literal["adaptive"] = USUAL.target_curvature
     target_percentile: float = USUAL.target_percentile

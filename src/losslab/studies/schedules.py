@@ -5,6 +5,7 @@ Of all schedules but "homotopy", whose rate the run itself finds: `losslab.studi
 
 import math
 
+from losslab.optim.homotopy.rules import decayed
 from losslab.studies.sections import ScheduleConfig
 
 # One cycle, as torch's OneCycleLR has it by default (Smith & Topin 2018): where it starts and ends, where its top is.
@@ -27,6 +28,8 @@ def rate_factor(schedule: ScheduleConfig, step: int, total: int) -> float:
         return (step + 1) / schedule.warmup_steps
     if schedule.name == "constant":
         return 1.0
+    if schedule.name == "cooldown":
+        return decayed(step, schedule.warmup_steps, total, "cooldown")
     done = (step - schedule.warmup_steps) / (total - schedule.warmup_steps)
     return _cosine(1.0, 0.0, done) if schedule.name == "cosine" else 1.0 - done
 

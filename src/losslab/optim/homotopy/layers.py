@@ -71,8 +71,8 @@ class PerLayerHomotopyLR(LRScheduler):
     >>> scheduler = PerLayerHomotopyLR(optimizer, loss, warmup_steps=0)
     >>> for _ in range(2):
     ...     optimizer.zero_grad(); loss().backward(); optimizer.step(); found = scheduler.step()
-    >>> {name: round(rate, 3) for name, rate in found.items()}                              # 0.3 · 2/1, 0.3 · 2/10
-    {'flat': 0.6, 'steep': 0.06}
+    >>> {name: round(rate, 3) for name, rate in found.items()}                              # 0.2 · 2/1, 0.2 · 2/10
+    {'flat': 0.4, 'steep': 0.04}
     """
 
     def __init__(

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from losslab.optim.homotopy.checks import count, number, one_of
 
 RULES = ("stable", "seed", "seed_threshold")
-DECAYS = ("cosine", "linear", "none")
-GROWING, STEADY, CAUTIOUS = 0.2, 0.3, 0.1  # `fraction` where it grows, where it stays, where the limit is not exact
+DECAYS = ("cooldown", "cosine", "linear", "none")
+FRACTION, LATE, CAUTIOUS = 0.2, 0.5, 0.1  # of a limit: at first, in the end, and where it is not exact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,16 +21,17 @@ class HomotopyOptions:
             where a step would become unstable. "seed" is the founders' η₀/(1 + α·κ/κ*), "seed_threshold" their code's
             η₀/(1 + α·max(0, κ/κ* − 1)).
         fraction: stable: the largest part, at first, of the rate at which a quadratic of this curvature diverges.
-            None: 0.2 where it grows, 0.3 where it stays, and 0.1 with TALT, whose limit is not exact.
+            None: 0.2, and 0.1 with TALT, whose limit is not exact.
         late_fraction: The same at the end of `total_steps`, and up to there in a straight line; without `total_steps`
-            `fraction` stays. None: 1, or `fraction` if that is larger. Where the limit is not exact, or layers have
+            `fraction` stays. None: 0.5, or `fraction` if that is larger. Where the limit is not exact, or layers have
             rates of their own: `fraction`.
         warmup_steps: How long the rise takes where nothing brakes it. None: a tenth of `total_steps`, 100 steps
             without, none for the founders' rules.
         initial_fraction: Of η₀, where the rise starts.
         release: By which factor a step a braked rate rises again.
         total_steps: Of the run. None: the rate never falls of its own.
-        decay: Its way to zero between the rise and `total_steps`.
+        decay: Its way to zero between the rise and `total_steps`: "cooldown" stays up for three fifths of them, and
+            falls in a straight line.
         alpha: α.
         target_curvature: κ*; "adaptive" is a percentile of the κ met so far.
         target_percentile: Which one.
@@ -53,7 +54,7 @@ class HomotopyOptions:
     initial_fraction: float = 0.01
     release: float = 1.02
     total_steps: int | None = None
-    decay: Literal["cosine", "linear", "none"] = "cosine"
+    decay: Literal["cooldown", "cosine", "linear", "none"] = "cooldown"
     alpha: float = 1.0
     target_curvature: float | Literal["adaptive"] = "adaptive"
     target_percentile: float = 0.75
@@ -100,17 +101,16 @@ class HomotopyOptions:
         """With the fractions that None stands for: of a limit that is exact or not, of one rate or of many."""
         first, late = self.fraction, self.late_fraction
         if first is None:
-            steady = STEADY if exact else CAUTIOUS
-            first = GROWING if exact and one_rate and self.total_steps is not None else steady
+            first = FRACTION if exact else CAUTIOUS
         if late is None:
-            late = max(first, 1.0) if exact and one_rate else first
+            late = max(first, LATE) if exact and one_rate else first
         return replace(self, fraction=first, late_fraction=late)
 
     def part(self, step: int) -> float:
         """`fraction` at a step, on its way to `late_fraction`.
 
         >>> [round(HomotopyOptions(total_steps=100).part(step), 3) for step in (0, 25, 50, 100)]
-        [0.2, 0.4, 0.6, 1.0]
+        [0.2, 0.275, 0.35, 0.5]
         """
         if self.fraction is None or self.late_fraction is None:
             return self.settled().part(step)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from losslab.operators.update_rule import rule_of
+from losslab.optim.attach import Attachment
 from losslab.optim.diagnostics.states import stacked
 from losslab.optim.eigenspace.coordinates import rotated, rotated_back, weighed
 from losslab.optim.eigenspace.options import of_group
@@ -35,9 +36,12 @@ def limit(optimizer: Optimizer) -> float:
     2(1 + β₁)/(1 − β₁), with Nesterov's look ahead 1 + 2β₁ times smaller. TALT with "polar" matrices, or with
     `match_rms`, makes steps of one length at any gradient: such a group has no limit, and does not count. With
     `orthogonal` singular values share their norm after the response, which no matrix P describes: the limit is then
-    that of TALT without it, and not exact.
+    that of TALT without it, and not exact. What moves along the updates of `attach_talt` has none that is known.
     """
     optimizer = bare(optimizer)
+    hooks = optimizer._optimizer_step_pre_hooks.values()
+    if any(isinstance(getattr(hook, "__self__", None), Attachment) for hook in hooks):
+        return math.nan
     limits = [_limit(optimizer, group) for group in optimizer.param_groups if group["params"]]
     return min((number for number in limits if not math.isnan(number)), default=math.nan)
 

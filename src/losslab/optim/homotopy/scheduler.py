@@ -36,8 +36,8 @@ class HomotopyLR(Follower, LRScheduler):
     diverges (Cohen et al. 2021, 2022: λ_max(P^(−½)HP^(−½)) < limit/η, P the optimizer's preconditioner): `fraction` of
     it, and with `total_steps` ever more. It brakes at once and recovers slowly. An adaptive optimizer's P
     answers an overshoot: with it what counts is the median of the last three estimates, once there are three, and
-    before that nothing, or with `warmup_steps=0` the last. With `total_steps` it falls to zero along a cosine. So a
-    rate η₀ that is too large costs little, and nothing else needs tuning.
+    before that nothing, or with `warmup_steps=0` the last. With `total_steps` it falls to zero over the last two
+    fifths of them. So a rate η₀ that is too large costs little, and nothing else needs tuning.
 
     Args:
         optimizer: Any. Of one whose limit is not known (not SGD, Adam, AdamW, RMSprop, TALT) "stable" has no brake, and
@@ -73,8 +73,8 @@ class HomotopyLR(Follower, LRScheduler):
     >>> scheduler = HomotopyLR(optimizer, loss, warmup_steps=0)
     >>> for _ in range(2):
     ...     optimizer.zero_grad(); loss().backward(); optimizer.step(); scheduler.step()
-    >>> round(scheduler.get_last_lr()[0], 3), round(scheduler.measured.hessian_norm, 2)      # 0.3 · 2/10
-    (0.06, 10.0)
+    >>> round(scheduler.get_last_lr()[0], 3), round(scheduler.measured.hessian_norm, 2)      # 0.2 · 2/10
+    (0.04, 10.0)
     """
 
     def __init__(
