@@ -1,0 +1,91 @@
+"""Is a rate for each layer better than one for all?
+
+    python benchmarks/homotopy_layers.py --data FOLDER --output benchmarks/results/homotopy_layers.md
+
+The MLP on MNIST and the CNN on CIFAR-10 of homotopy.py with the rule "stable": one rate for all parameters, one for
+each layer from its own block of the Hessian ("blocks"), and from all blocks together ("joint"). One rate that keeps the
+part of the limit that layers keep is there too, so that the step's length is not taken for the layers' merit.
+"""
+
+import argparse
+import statistics
+import warnings
+from pathlib import Path
+
+import torch
+from homotopy_methods import EXAMPLES, FRACTION, FREQUENCY
+from homotopy_runs import Run, Training
+from homotopy_tasks import TASKS
+from homotopy_text import said
+from table import machine, markdown, publish
+
+from losslab.optim import PerLayerHomotopyLR, by_module
+from losslab.optim.homotopy.layer_curvature import Method
+
+RATES = {
+    ("mnist", "momentum"): (0.1, 0.316, 1.0, 3.16),
+    ("mnist", "adamw"): (0.01, 0.0316, 0.1, 0.316),
+    ("cifar10", "momentum"): (0.1, 0.316, 1.0, 3.16),
+    ("cifar10", "adamw"): (0.01, 0.0316, 0.1, 0.316),
+}
+STEADY = {"late_fraction": FRACTION}
+LAYERS: dict[str, Method] = {"a rate for each layer, blocks": "blocks", "a rate for each layer, joint": "joint"}
+ROWS = ("one rate", f"one rate, {FRACTION:g} all along", *LAYERS)
+
+
+def final_loss(task: str, optimizer: str, row: str, lr: float, seed: int, data: Path, steps: int) -> float:
+    """Validation loss at the end of one run; infinite where it diverged."""
+    settings = {"rule": "stable", "examples": EXAMPLES, "frequency": FREQUENCY}
+    own = {"schedule": "constant", "warmup": 0.0} if row in LAYERS else settings | ({} if row == ROWS[0] else STEADY)
+    run = Run(task, optimizer, {"lr": lr, **own}, seed, steps)
+    training = Training(run, TASKS[task].data(data), torch.device("cpu"))
+    if row in LAYERS:
+        training.scheduler = PerLayerHomotopyLR(
+            training.optimizer,
+            training.loss_of,
+            layers=by_module(training.model),
+            method=LAYERS[row],
+            examples=EXAMPLES,
+            frequency=FREQUENCY,
+            total_steps=steps,
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*curvature that is not finite")
+        while training.steps < steps and not training.diverged:
+            training.step()
+    return float(training.record()["loss"])
+
+
+def table(task: str, optimizer: str, data: Path, seeds: int, steps: int | None) -> list[str]:
+    """A row for each way, a column for each η₀."""
+    rates, rows = RATES[task, optimizer], []
+    steps = steps or TASKS[task].horizon
+    for row in ROWS:
+        cells = []
+        for lr in rates:
+            losses = [final_loss(task, optimizer, row, lr, seed, data, steps) for seed in range(seeds)]
+            cells.append(f"{said(statistics.mean(losses), '.3f')} ({said(max(losses), '.3f')})")
+        rows.append([row, *cells])
+    return markdown((f"{optimizer}, η₀", *(f"{lr:g}" for lr in rates)), rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with mnist.npz and cifar10.npz")
+    parser.add_argument("--tasks", nargs="+", choices=("mnist", "cifar10"), default=["mnist", "cifar10"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, help="by default the task's own number")
+    parser.add_argument("--output", type=Path, help="file to write the page to, as well")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = ["# One rate for all, or one for each layer", "", *machine(("losslab", "torch"))]
+    lines += [f"- validation loss at the end; mean, and the worst of {args.seeds} seeds", ""]
+    for task, optimizer in RATES:
+        if task in args.tasks:
+            lines += [f"## {TASKS[task].title}", ""] if f"## {TASKS[task].title}" not in lines else []
+            lines += [*table(task, optimizer, args.data, args.seeds, args.steps), ""]
+    publish(lines, args.output)
+
+
+if __name__ == "__main__":
+    main()
