@@ -108,13 +108,13 @@ def _typical(study: Study) -> list[Run]:
     """As many final runs as there will be."""
     seeds, lr = study.final_seeds, study.rates[0]
     some = [name for name in METHODS if name not in WARMED[1:]]
-    return [study.run(METHODS[name], lr, seed, h) for h in study.horizons for name in some for seed in seeds]
+    return [study.run(study.settings(name), lr, seed, h) for h in study.horizons for name in some for seed in seeds]
 
 
 def _step_seconds(study: Study, method: str) -> float:
     """Mean of ten steps, each followed by an estimate if the method has any."""
     horizon = study.horizons[0]
-    run = study.run(METHODS[method], study.rates[len(study.rates) // 3], 0, horizon)
+    run = study.run(study.settings(method), study.rates[len(study.rates) // 3], 0, horizon)
     training = Training(run, study.runs.data_of(study.setting.task), study.runs.device, timed=True)
     for _ in range(min(14, horizon)):
         training.step()

@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from homotopy_methods import EXAMPLES, FRACTION, FREQUENCY
+from homotopy_methods import EXAMPLES, FREQUENCY, settings_of
 from homotopy_runs import Run, Training
 from homotopy_tasks import TASKS
 from homotopy_text import said
@@ -28,15 +28,15 @@ RATES = {
     ("cifar10", "momentum"): (0.1, 0.316, 1.0, 3.16),
     ("cifar10", "adamw"): (0.01, 0.0316, 0.1, 0.316),
 }
-STEADY = {"late_fraction": FRACTION}
 LAYERS: dict[str, Method] = {"a rate for each layer, blocks": "blocks", "a rate for each layer, joint": "joint"}
-ROWS = ("one rate", f"one rate, {FRACTION:g} all along", *LAYERS)
+ROWS = ("one rate", "one rate, one part all along", *LAYERS)
 
 
 def final_loss(task: str, optimizer: str, row: str, lr: float, seed: int, data: Path, steps: int) -> float:
     """Validation loss at the end of one run; infinite where it diverged."""
-    settings = {"rule": "stable", "examples": EXAMPLES, "frequency": FREQUENCY}
-    own = {"schedule": "constant", "warmup": 0.0} if row in LAYERS else settings | ({} if row == ROWS[0] else STEADY)
+    own = settings_of("constant" if row in LAYERS else "stable", optimizer)
+    if row == ROWS[1]:
+        own = {**own, "late_fraction": own["fraction"]}
     run = Run(task, optimizer, {"lr": lr, **own}, seed, steps)
     training = Training(run, TASKS[task].data(data), torch.device("cpu"))
     if row in LAYERS:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from homotopy_adaptive import RATES
-from homotopy_methods import DEFAULT, METHODS
+from homotopy_methods import DEFAULT, settings_of
 from homotopy_runs import Run, Training
 from homotopy_tasks import TASKS
 from homotopy_text import said
@@ -27,7 +27,7 @@ LOWER = {"adamw": (0.00316,), "momentum": (0.0316, 0.1)}  # where schedules are 
 
 def final_loss(optimizer: str, method: str, lr: float, seed: int, data: Path, steps: int) -> float:
     """Validation loss at the end of one run; infinite where it diverged."""
-    settings = METHODS[DEFAULT if method == "forgetful" else method]
+    settings = settings_of(DEFAULT if method == "forgetful" else method, optimizer)
     training = Training(
         Run("mnist", optimizer, {"lr": lr, **settings}, seed, steps), TASKS["mnist"].data(data), torch.device("cpu")
     )

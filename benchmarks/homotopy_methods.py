@@ -7,14 +7,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from losslab.optim import HomotopyLR, HomotopyOptions
+from losslab.optim import HomotopyLR
+from losslab.optim.homotopy.options import ADAPTIVE, FRACTION
 from losslab.optim.homotopy.rules import is_due
 from losslab.studies.schedules import rate_factor
 from losslab.studies.sections import ScheduleConfig
 
 Settings = dict[str, Any]
 EXAMPLES, FREQUENCY = 16, 100  # what is recommended: see the report's table of costs
-FRACTION = HomotopyOptions().part(0)  # of the stability limit, at first
 EARLIER: Settings = {"decay": "cosine", "late_fraction": 1.0}  # the rule before
 _OURS = {"rule": "stable", "examples": EXAMPLES, "frequency": FREQUENCY}
 _FOUNDERS = {"examples": EXAMPLES, "frequency": FREQUENCY}
@@ -25,13 +25,13 @@ SCHEDULES: dict[str, Settings] = {
     **{f"warm-up {share:.0%}, cosine": {"schedule": "cosine", "warmup": share} for share in (0.02, 0.05, 0.1)},
     "warm-up 10%, cooldown": {"schedule": "cooldown", "warmup": 0.1},
 }
-DEFAULT = "stable"
+DEFAULT, OTHER = "stable", "stable, the other part at first"
 RULES: dict[str, Settings] = {
-    DEFAULT: {**_OURS, "fraction": FRACTION},
-    "stable, 0.3 at first": {**_OURS, "fraction": 0.3},
+    DEFAULT: _OURS,
+    OTHER: _OURS,
     "stable, 0.2 all along": {**_OURS, "fraction": FRACTION, "late_fraction": FRACTION},
     "stable, cosine, all of it in the end": {**_OURS, "fraction": FRACTION, **EARLIER},
-    "stable, without total_steps": {**_OURS, "fraction": FRACTION, "decay": "none"},
+    "stable, without total_steps": {**_OURS, "decay": "none"},
     "founders' text": {**_FOUNDERS, "rule": "seed"},
     "founders' code": {**_FOUNDERS, "rule": "seed_threshold"},
 }
@@ -39,6 +39,15 @@ METHODS = {**SCHEDULES, **RULES}
 WARMED = [name for name in SCHEDULES if name.startswith("warm-up") and name.endswith("cosine")]
 # The first step is blind, the second as long as curvature allows: η₀ is out of the way, and only curvature speaks.
 EMERGING: Settings = {**_OURS, "fraction": FRACTION, "warmup_steps": 1, "release": 10.0, "decay": "none"}
+
+
+def settings_of(method: str, optimizer: str) -> Settings:
+    """A row of `METHODS`, with the part of the limit that it begins with for this optimizer."""
+    own = METHODS[method]
+    if own.get("rule") != "stable" or "fraction" in own:
+        return own
+    usual, other = (ADAPTIVE, FRACTION) if optimizer == "adamw" else (FRACTION, ADAPTIVE)
+    return {**own, "fraction": other if method == OTHER else usual}
 
 
 def make_scheduler(

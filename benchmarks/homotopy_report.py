@@ -18,7 +18,7 @@ from homotopy_times import known, name_of
 from optimizer_cache import Missing
 from table import machine, markdown
 
-from losslab.optim.homotopy.options import LATE
+from losslab.optim.homotopy.options import ADAPTIVE, LATE
 from losslab.optim.homotopy.rules import COOLDOWN
 
 Value = TypeVar("Value")
@@ -26,10 +26,10 @@ PROTOCOL = f"""\
 - methods: constant; cosine to zero; warm-up over 2, 5 or 10 % of the run, then cosine (three times as many trials as
   the others: the best of the three is taken); warm-up over 10 %, constant, over the last {COOLDOWN:.0%} down to zero
   in a straight line ("cooldown"); `HomotopyLR` with its rule "stable", which falls alike, and before that takes
-  {FRACTION:g} of the stability limit at first, {LATE:g} in the end; {FRACTION:g} all along; another part at first; the
-  rule before, with a cosine and all of the limit in the end; and without `total_steps`, so without decay; the
-  founders' two rules, their target the 75th percentile of the κ met. An estimate is one product, of {EXAMPLES}
-  examples of the batch, every {FREQUENCY} steps in the end
+  {FRACTION:g} of the stability limit at first, {ADAPTIVE:g} with AdamW, and {LATE:g} in the end; the other one of the
+  two at first; {FRACTION:g} all along; the rule before, with a cosine and all of the limit in the end; and without
+  `total_steps`, so without decay; the founders' two rules, their target the 75th percentile of the κ met. An estimate
+  is one product, of {EXAMPLES} examples of the batch, every {FREQUENCY} steps in the end
 - trials: the same grid of η₀ for every method, and nothing else is tuned; the mean final validation loss over the
   tuning seeds decides. Fresh seeds for the best η₀ of each, in pairs; test splits were looked at for these only, and
   decided nothing

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from homotopy_methods import DEFAULT, EMERGING, METHODS, SCHEDULES, WARMED, Settings
+from homotopy_methods import DEFAULT, EMERGING, METHODS, SCHEDULES, WARMED, Settings, settings_of
 from homotopy_runs import Run
 from homotopy_tasks import TASKS, Setting
 from optimizer_cache import Missing, Runs
@@ -124,6 +124,10 @@ class Study:
         first = self.protocol.final_seed
         return range(first, first + (self.protocol.seeds or TASKS[self.setting.task].seeds))
 
+    def settings(self, method: str) -> Settings:
+        """What a method is for this optimizer."""
+        return settings_of(method, self.setting.optimizer)
+
     def run(self, settings: Settings, lr: float, seed: int, horizon: int, scale: float = 1.0) -> Run:
         """One run of this task and optimizer."""
         own = {"lr": lr, **settings}
@@ -133,7 +137,7 @@ class Study:
 
     def grid_runs(self, method: str, seed: int, horizon: int) -> list[Run]:
         """A method at all η₀."""
-        return [self.run(METHODS[method], lr, seed, horizon) for lr in self.rates]
+        return [self.run(self.settings(method), lr, seed, horizon) for lr in self.rates]
 
     def grid(self, method: str, horizon: int) -> np.ndarray:
         """Final validation losses (seeds, η₀) of the tuning seeds; those that are there, if not all may be started."""
@@ -188,7 +192,7 @@ class Study:
     def final_runs(self, method: str, horizon: int) -> list[Run]:
         """A method at its best η₀."""
         lr, _ = self.best(method, horizon)
-        return [self.run(METHODS[method], lr, seed, horizon) for seed in self.final_seeds]
+        return [self.run(self.settings(method), lr, seed, horizon) for seed in self.final_seeds]
 
     def final(self, method: str, horizon: int) -> list[Record]:
         """Their records."""
@@ -204,7 +208,7 @@ class Study:
         """The default rule at its best η₀ with other estimates."""
         horizon = self.horizons[0]
         lr, _ = self.best(DEFAULT, horizon)
-        settings = {**METHODS[DEFAULT], "examples": examples, "frequency": frequency}
+        settings = {**self.settings(DEFAULT), "examples": examples, "frequency": frequency}
         return [self.run(settings, lr, seed, horizon) for seed in self.final_seeds]
 
     def emerging_runs(self) -> list[Run]:

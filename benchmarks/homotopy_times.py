@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from homotopy_methods import DEFAULT, METHODS, Settings, estimates
+from homotopy_methods import DEFAULT, Settings, estimates
 from homotopy_runs import HomotopyRuns, Training
 from homotopy_study import COUNTS, Study
 from optimizer_cache import Missing
@@ -52,10 +52,10 @@ class Cost:
         return float(np.median((1 - part) * plain / base + part * due / base - 1))
 
 
-def contenders() -> dict[str, Settings]:
+def contenders(study: Study) -> dict[str, Settings]:
     """A constant rate, and the default rule with as many examples as are studied."""
-    rule = METHODS[DEFAULT]
-    return {REFERENCE: METHODS[REFERENCE], **{name_of(count): {**rule, "examples": count} for count in COUNTS}}
+    rule = study.settings(DEFAULT)
+    return {REFERENCE: study.settings(REFERENCE), **{name_of(count): {**rule, "examples": count} for count in COUNTS}}
 
 
 def name_of(examples: int | None) -> str:
@@ -65,7 +65,7 @@ def name_of(examples: int | None) -> str:
 
 def measure(study: Study, rounds: int) -> None:
     """Time all contenders in turns; the result is one file."""
-    chosen = contenders()
+    chosen = contenders(study)
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in chosen}
     for number in range(rounds):
         for name in chosen if number % 2 == 0 else reversed(chosen):

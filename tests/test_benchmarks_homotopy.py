@@ -57,7 +57,7 @@ def test_a_report_says_what_is_missing(run, tmp_path):
 def test_a_plan_counts_what_is_left(run, tmp_path):
     text = run("--tasks", "mlp", "--cache", tmp_path, "--plan")
     assert "; SGD: grid | 39 |" in text  # 13 methods at three η₀
-    assert "; SGD: final | about 16 |" in text
+    assert "; SGD: final | about 22 |" in text
     assert list(tmp_path.rglob("*.json")) == []
 
 
@@ -91,8 +91,10 @@ def test_every_method_has_its_rates(load):
     stable = rates(load, "stable")[0]
     assert stable[0] == pytest.approx(0.01)
     assert stable[1] == pytest.approx(0.1)
-    assert stable[-1] < 0.02
-    assert rates(load, "stable, 0.3, without total_steps")[0][-1] > 0.1
+    assert stable[8:13] == pytest.approx([1.0] * 5)
+    assert stable[-1] == pytest.approx(1 / 8)
+    assert rates(load, "warm-up 10%, cooldown")[0][2:] == pytest.approx([1.0] * 11 + [1 - k / 8 for k in range(1, 8)])
+    assert rates(load, "stable, without total_steps")[0][-1] > 0.1
     seed, one = rates(load, "founders' text")
     assert seed[0] == 1.0
     assert max(seed[2:]) < 0.8
@@ -102,7 +104,7 @@ def test_every_method_has_its_rates(load):
 def test_an_estimate_sees_as_many_examples_as_are_asked_for(load):
     one = training(load, "stable", examples=8)
     counts = []
-    whole = one._loss
+    whole = one.loss_of
     one.scheduler.loss = lambda count: counts.append(count) or whole(count)
     one.step()
     assert counts == [8]

@@ -23,8 +23,10 @@ def test_what_an_optimizer_is_taken_for_decides(images, load, monkeypatch, capsy
     monkeypatch.setattr(sys, "argv", ["homotopy_adaptive.py", "--data", str(images), "--seeds", "1", "--steps", "3"])
     script.main()
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| adamw", "| talt", "| mom"))]
-    usual, careful = ([[kind, part] for kind in ("adaptive", "of fixed P")] for part in ("0.2 to 0.5", "0.1 to 0.1"))
-    expected = [*usual, *careful, ["adaptive", "0.3 to 0.3"], *usual]
+    adamw, careful, momentum = (
+        [[kind, part] for kind in ("adaptive", "of fixed P")] for part in ("0.3 to 0.5", "0.1 to 0.1", "0.2 to 0.5")
+    )
+    expected = [*adamw, *careful, ["adaptive", "0.3 to 0.3"], *momentum]
     assert [line.split(" | ")[1:3] for line in rows] == expected
     for optimizer in ("adamw", "momentum"):
         found = (script.trained((optimizer, kind, {}), 10.0, 0, images, 40).record() for kind in (False, True))
@@ -40,8 +42,8 @@ def test_the_bound_of_the_sharpest_batch_is_what_is_compared(images, load, monke
         line for line in capsys.readouterr().out.splitlines() if line.startswith(("| warm-up", "| stable", "| forg"))
     ]
     assert [line.split(" | ")[0].strip("| ") for line in rows] == ["warm-up 10%, cosine", "stable", "forgetful"] * 2
-    quick = {**script.METHODS[script.DEFAULT], "ema": 0.0, "release": 10.0}  # else so few steps forget nothing
-    monkeypatch.setitem(script.METHODS, script.DEFAULT, quick)
+    quick = {**script.settings_of(script.DEFAULT, "momentum"), "ema": 0.0, "release": 10.0}  # so few forget nothing
+    monkeypatch.setattr(script, "settings_of", lambda method, optimizer: quick)
     one, other = (script.final_loss("momentum", name, 10.0, 0, images, 60) for name in ("stable", "forgetful"))
     assert one != other
 

@@ -231,20 +231,22 @@ def test_the_part_of_the_limit_grows():
 
 
 @pytest.mark.parametrize(
-    ("exact", "one_rate", "given", "expected"),
+    ("known", "given", "expected"),
     [
-        (True, True, {}, (0.2, 0.5)),
-        (True, True, {"fraction": 2.0}, (2.0, 2.0)),
-        (True, False, {}, (0.2, 0.2)),
-        (False, True, {}, (0.1, 0.1)),
-        (False, True, {"fraction": 0.3, "late_fraction": 0.4}, (0.3, 0.4)),
-        (False, False, {"late_fraction": 0.4}, (0.1, 0.4)),
+        ({}, {}, (0.2, 0.5)),
+        ({}, {"fraction": 2.0}, (2.0, 2.0)),
+        ({"adaptive": True}, {}, (0.3, 0.5)),
+        ({"one_rate": False}, {}, (0.2, 0.2)),
+        ({"adaptive": True, "one_rate": False}, {}, (0.3, 0.3)),
+        ({"exact": False, "adaptive": True}, {}, (0.1, 0.1)),
+        ({"exact": False}, {"fraction": 0.3, "late_fraction": 0.4}, (0.3, 0.4)),
+        ({"exact": False, "one_rate": False}, {"late_fraction": 0.4}, (0.1, 0.4)),
     ],
 )
-def test_fractions_that_were_not_given(exact, one_rate, given, expected):
-    found = HomotopyOptions(**given).settled(exact=exact, one_rate=one_rate)
+def test_fractions_that_were_not_given(known, given, expected):
+    found = HomotopyOptions(**given).settled(**known)
     assert (found.fraction, found.late_fraction) == expected
-    assert found.settled(exact=not exact, one_rate=not one_rate) == found
+    assert found.settled(adaptive=True, one_rate=False) == found
 
 
 def test_an_adaptive_optimizer_survives_one_sharp_batch():

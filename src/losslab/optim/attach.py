@@ -33,6 +33,8 @@ class Attachment:
                 "attach_talt: expected step() without a closure, got one: its gradients would come after TALT; "
                 "call backward() first, or use losslab.optim.TALT itself"
             )
+        if getattr(optimizer, "grad_scale", None) is not None:  # fused optimizers unscale in their own step
+            raise RuntimeError("attach_talt: expected gradients without a loss scale; call scaler.unscale_(optimizer)")
         if not shape_gradients(self.talt):
             for parameter in known:
                 parameter.grad = None  # optimizers pass over what has no gradient: this step changes nothing
@@ -61,7 +63,12 @@ def attach_talt(
 
     Returns:
         The attachment; `remove()` ends it.
+
+    Raises:
+        TypeError: What is no optimizer.
     """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
     kept = ("params", "structure")
     groups = [{name: group[name] for name in kept if name in group} for group in optimizer.param_groups]
     return Attachment(optimizer, TALT(groups, lr=0.0, betas=betas, structure=structure, options=options))

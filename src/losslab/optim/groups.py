@@ -61,9 +61,16 @@ def hidden_matrices(model: nn.Module, exclude: Collection[str] = KINDS) -> list[
         got = exclude if isinstance(exclude, str) else min(unknown)
         raise ValueError(f"exclude: expected a tuple of {' and '.join(map(repr, KINDS))}, or of one, got {got!r}")
     modules = list(model.modules())
-    kernels = {id(module.weight) for module in modules if isinstance(module, KERNELS)}
-    tables = {id(module.weight) for module in modules if isinstance(module, TABLES)}
-    layers = [id(module.weight) for module in modules if isinstance(module, (nn.Linear, *KERNELS))]
-    not_hidden = (tables if "embedding" in exclude else set()) | set(layers[-1:] if "head" in exclude else ())
+    kernels = {index for module in modules if isinstance(module, KERNELS) for index in _weights(module)}
+    tables = {index for module in modules if isinstance(module, TABLES) for index in _weights(module)}
+    layers = [_weights(module) for module in modules if isinstance(module, (nn.Linear, *KERNELS))]
+    head = layers[-1] if layers and "head" in exclude else set()
+    not_hidden = (tables if "embedding" in exclude else set()) | head
     matrices = (p for p in model.parameters() if p.ndim == 2 or id(p) in kernels)
     return [parameter for parameter in matrices if id(parameter) not in not_hidden]
+
+
+def _weights(module: nn.Module) -> set[int]:
+    """Identities of a layer's weight, or of what a parametrization computes it from, without gains and biases."""
+    weight = module._parameters.get("weight")
+    return {id(p) for p in module.parameters() if p is weight or (p.ndim > 1 and p.numel() > len(p))}

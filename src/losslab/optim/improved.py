@@ -30,6 +30,7 @@ FOUNDERS = {
     "use_incremental_covariance": "incremental_covariance",
     "use_parameter_normalization": "parameter_normalization",
 }
+BASES = ("weight_decay", "eps", "momentum", "nesterov", "maximize", "fused", "foreach")  # of a base optimizer
 PRECISIONS = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -71,6 +72,8 @@ class ImprovedTALTOptimizer(Optimizer):
     ) -> None:
         if mixed_precision not in PRECISIONS:
             raise ValueError(f"mixed_precision: expected None, 'bf16' or 'fp16', got {mixed_precision!r}")
+        if not callable(base_optimizer):
+            raise TypeError(f"base_optimizer: expected a class such as torch.optim.SGD, got {base_optimizer!r}")
         found = _ours(settings)
         betas = found.pop("betas", betas)
         options = TALTOptions(**found)
@@ -130,7 +133,14 @@ class ImprovedTALTOptimizer(Optimizer):
         return {**self.base.state_dict(), "talt": self.talt.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            ValueError: It is another optimizer's.
+        """
+        lacking = {"state", "param_groups", "talt", "scaler"} - set(state_dict)
+        if lacking:
+            raise ValueError(f"state_dict: expected one of ImprovedTALTOptimizer, got one without {min(lacking)!r}")
         self.base.load_state_dict({name: state_dict[name] for name in ("state", "param_groups")})
         self.talt.load_state_dict(state_dict["talt"])
         self.scaler.load_state_dict(state_dict["scaler"])
@@ -161,7 +171,9 @@ def _ours(settings: Mapping[str, Any]) -> dict[str, Any]:
         found["betas"] = (found.pop("smoothing_beta"), 0.99)
     for name in found:
         if name not in known | other:
-            raise ValueError(f"{name}: no such setting{nearest(name, sorted({*known, *other, *FOUNDERS}))}")
+            text = "; it is the base optimizer's: base_optimizer=functools.partial(torch.optim.SGD, …)"
+            asked = text if name in BASES else nearest(name, sorted({*known, *other, *FOUNDERS}))
+            raise ValueError(f"{name}: no such setting{asked}")
     return found
 
 

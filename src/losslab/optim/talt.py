@@ -74,7 +74,12 @@ class TALT(Optimizer):
         if options is not None and not isinstance(options, TALTOptions):
             raise TypeError(f"options: expected TALTOptions, got {type(options).__name__}; TALTOptions(max_side=64)")
         own = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "structure": structure}
+        if probe is not None and not callable(probe):
+            raise TypeError(f"probe: expected a function that computes a loss, got {type(probe).__name__}")
+        if tokens is not None and not (is_number(tokens) and 0 < tokens < math.inf):
+            raise ValueError(f"tokens: expected None or a number > 0, got {tokens!r}")
         self._plans, self.probe, self.tokens = Plans(), probe, tokens
+        self._loading: dict[str, Any] = {}
         super().__init__(params, {**own, "maximize": maximize, "skipped": 0, **plain(options or TALTOptions())})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -155,12 +160,14 @@ class TALT(Optimizer):
             for group in self.param_groups:
                 group["skipped"] += 1
             return []
+        # All of them before any state moves on, should a group's settings have become impossible.
+        stacked = [self._plans.stacks(i, group, tuple(some), self.state) for i, (group, some) in enumerate(present)]
         self._probe_curvature()
         size = dict(zip(everything, found_sizes, strict=True))
         found = []
-        for index, (group, parameters) in enumerate(present):
+        for (group, _), stacks in zip(present, stacked, strict=True):
             updates = []
-            for members, stack in self._plans.stacks(index, group, tuple(parameters), self.state):
+            for members, stack in stacks:
                 G = -matrices(members, stack) if group["maximize"] else matrices(members, stack)
                 G = stack.in_units(G, [size[parameter] for parameter in members])
                 U = update(stack, G, group["betas"], group["eps"], stack.options)
@@ -177,7 +184,7 @@ class TALT(Optimizer):
         """
         if self.probe is None:
             return
-        steps = [int(state["step"]) for state in self.state.values()]
+        steps = [int(state["step"]) for state in self.state.values() if "step" in state]
         asking = [group["probe_interval"] for group in self.param_groups if group["selective_amplification"]]
         if not asking or not steps or max(steps) == 0 or max(steps) % min(asking):
             return
@@ -198,26 +205,34 @@ class TALT(Optimizer):
         self._plans.settle()
         found = super().state_dict()
         found["state"] = {
-            index: {name: value.clone() for name, value in state.items()} for index, state in found["state"].items()
+            index: {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
+            for index, state in found["state"].items()
         }
         return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As every optimizer does, but that the state stays as precise as it was saved."""
-        given: dict[str, Any] = {}
         # The last one, so that it sees what other hooks have made of the dictionary.
-        hook = self.register_load_state_dict_pre_hook(lambda _, found: given.update(found))
+        hook = self.register_load_state_dict_pre_hook(lambda _, found: _require_own(found))
+        also = self.register_load_state_dict_pre_hook(lambda _, found: self._loading.update(found))
         try:
             super().load_state_dict(state_dict)
         finally:
             hook.remove()
+            also.remove()
+            self._loading = {}
+
+    def _keep_precision(self) -> None:
+        """Put the state as it was saved in place of what torch has cast to the parameters' precision."""
+        given = self._loading
         saved = [index for group in given["param_groups"] for index in group["params"]]
         own = [parameter for group in self.param_groups for parameter in group["params"]]
         for index, parameter in zip(saved, own, strict=True):
             if index in given["state"]:
-                # torch would cast to the parameter's precision; the step count stays on the CPU.
                 self.state[parameter] = {
-                    name: value.clone() if name == "step" else value.to(parameter.device, copy=True)
+                    name: value.to("cpu" if name == "step" else parameter.device, copy=True)
+                    if isinstance(value, Tensor)
+                    else value
                     for name, value in given["state"][index].items()
                 }
 
@@ -234,17 +249,32 @@ class TALT(Optimizer):
                 group.setdefault(name, value)
         self._plans = Plans()
         self.probe, self.tokens = getattr(self, "probe", None), getattr(self, "tokens", None)
+        self._loading = getattr(self, "_loading", {})
+        if self._loading:
+            self._keep_precision()  # here, so that post-load hooks find it
 
 
 def _check(group: dict[str, Any]) -> None:
     lr, betas = group["lr"], group["betas"]
-    if not isinstance(lr, Tensor) and not (is_number(lr) and lr >= 0):
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError(f"lr: expected one number, got a tensor of shape {tuple(lr.shape)}")
+    if not isinstance(lr, Tensor) and not (is_number(lr) and 0 <= lr < math.inf):
         raise ValueError(f"lr: expected a number >= 0, got {lr!r}")
     if not isinstance(betas, tuple | list) or len(betas) != 2 or not all(is_number(b) and 0 <= b < 1 for b in betas):
         raise ValueError(f"betas: expected two numbers from 0 to below 1, got {betas!r}")
     for name in ("eps", "weight_decay"):
-        if not (is_number(group[name]) and group[name] >= 0):
+        if not (is_number(group[name]) and 0 <= group[name] < math.inf):
             raise ValueError(f"{name}: expected a number >= 0, got {group[name]!r}")
     if group["structure"] not in STRUCTURES:
         raise ValueError(f"structure: expected one of {', '.join(STRUCTURES)}, got {group['structure']!r}")
     of_group(group)
+
+
+def _require_own(state_dict: dict[str, Any]) -> None:
+    """Refuse another optimizer's state: its groups lack what TALT's have."""
+    lacking = {name for group in state_dict["param_groups"] for name in ("structure", "skipped") if name not in group}
+    if lacking:
+        raise ValueError(
+            f"state_dict: expected one of a TALT, got groups without {min(lacking)!r}; another optimizer's averages "
+            "cannot be taken over, begin with a new TALT"
+        )

@@ -61,7 +61,7 @@ def phase(
         names: The tensors' names, as `model.named_parameters()` gives them.
 
     Raises:
-        ValueError: No tensor has an eigenspace yet.
+        ValueError: No tensor has an eigenspace yet, or gradients are not averaged.
 
     Cost: a few operations a tensor; with `loss`, two gradients.
     """
@@ -98,7 +98,9 @@ def _statistics(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor) 
     mean = float(mean_square(stack.state["exp_avg_sq"] / (1 - group["betas"][1] ** stack.step), of))
     recent = _recent(stack, options, mean * parameter.numel())
     share = (1 - beta) / (1 + beta) * (1 + beta**stack.step) / (1 - beta**stack.step)  # of noise in an average
-    signal = max(0.0, float(average.square().sum()) - share * recent) / max(1 - share, 1e-3)
+    if share > 0.99:  # one gradient, of whose noise nothing can be told
+        raise ValueError(f"optimizer: expected averaged gradients, got betas[0] = {beta:g}; phases need 0.1 or more")
+    signal = max(0.0, float(average.square().sum()) - share * recent) / (1 - share)
     scale = float(unit(stack)) ** 2
     return signal * scale, recent * scale, max(float(stack.state["peak"]), mean) * parameter.numel() * scale
 

@@ -63,8 +63,8 @@ class TALTDiagnostics:
     ) -> None:
         if not isinstance(optimizer, Optimizer) or "near_fraction" not in optimizer.defaults:
             raise TypeError(f"optimizer: expected a TALT, got {type(optimizer).__name__}")
-        if every < 1:
-            raise ValueError(f"every: expected a number of steps >= 1, got {every}")
+        if type(every) is not int or every < 1:
+            raise ValueError(f"every: expected a whole number of steps >= 1, got {every!r}")
         self.optimizer, self.every = optimizer, every
         self._patterns = [tensors] if isinstance(tensors, str) else tensors
         self._names = list(names or ())

@@ -13,6 +13,12 @@ from torch import Tensor
 from losslab.optim.eigenspace.options import TALTOptions
 from losslab.optim.eigenspace.polar import LONG
 
+# What the names of a state's tensors begin with, but for the step count.
+STATE_NAMES = (
+    *("scale", "exp_avg", "cuts", "peak", "near", "rising", "refreshes"),
+    *("basis_", "covariance_", "next_", "order_", "recent"),
+)
+
 
 @dataclass(frozen=True)
 class Side:

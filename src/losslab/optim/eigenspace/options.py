@@ -7,7 +7,7 @@ import difflib
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 FIXES = (
@@ -131,22 +131,25 @@ class TALTOptions:
     def __post_init__(self) -> None:
         for name in FIXES:
             _require(name, getattr(self, name), "True or False", isinstance(getattr(self, name), bool))
-        _require("orthogonal", self.orthogonal, "True or False", isinstance(self.orthogonal, bool))
+        for name in ("orthogonal", "one_sided", "nesterov", "asynchronous", "compiled"):
+            _require(name, getattr(self, name), "True or False", isinstance(getattr(self, name), bool))
         for name in ("base_memory", "max_memory", "max_side", "update_interval", "update_ramp", "probe_interval"):
             value = getattr(self, name)
-            _require(name, value, "a whole number >= 1", type(value) is int and value >= 1)
+            whole = isinstance(value, Integral) and not isinstance(value, bool)
+            _require(name, value, "a whole number >= 1", whole and value >= 1)
+            object.__setattr__(self, name, int(value))  # NumPy's too, and in a state_dict a plain one
         for name in ("covariance_decay", "near_fraction", "near_factor", "damping", "blend", "power"):
             value = getattr(self, name)
             _require(name, value, "0 to 1", is_number(value) and 0 <= value <= 1)
         for name in ("max_megabytes", "trigger_bound", "gate_width", "blend"):
             value = getattr(self, name)
-            _require(name, value, "a number > 0", is_number(value) and value > 0)
+            _require(name, value, "a finite number > 0", is_number(value) and 0 < value < math.inf)
         _require("covariance_decay", self.covariance_decay, "a number < 1", self.covariance_decay < 1)
-        for name, least in (("valley_strength", 0), ("clip", 1)):
-            value = getattr(self, name)
-            _require(name, value, f"a number >= {least}", is_number(value) and value >= least)
-        rms = self.match_rms
-        _require("match_rms", rms, "None or a number > 0", rms is None or (is_number(rms) and rms > 0))
+        strength, clip, rms = self.valley_strength, self.clip, self.match_rms
+        _require("valley_strength", strength, "a finite number >= 0", is_number(strength) and 0 <= strength < math.inf)
+        _require("clip", clip, "a number >= 1", is_number(clip) and clip >= 1)
+        known = rms is None or (is_number(rms) and 0 < rms < math.inf)
+        _require("match_rms", rms, "None or a finite number > 0", known)
         if self.asynchronous:
             _require("trigger", self.trigger, "'none' with asynchronous=True", self.trigger == "none")
         _require("trigger", self.trigger, f"one of {', '.join(TRIGGERS)}", self.trigger in TRIGGERS)

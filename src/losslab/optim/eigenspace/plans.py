@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from losslab.optim.eigenspace.layout import Layout, layout, new_state
+from losslab.optim.eigenspace.layout import STATE_NAMES, Layout, layout, new_state
 from losslab.optim.eigenspace.options import TALTOptions, of_group
 from losslab.optim.eigenspace.stack import Stack
 
@@ -78,7 +78,8 @@ class Plans:
         for plan in self._plans.values():
             for parameter in () if taken.isdisjoint(plan.moved) else plan.moved:
                 if parameter not in taken and states.get(parameter):
-                    states[parameter].update({name: value.clone() for name, value in states[parameter].items()})
+                    own = {name: value for name, value in states[parameter].items() if isinstance(value, Tensor)}
+                    states[parameter].update({name: value.clone() for name, value in own.items()})
         self._plans = {index: plan for index, plan in self._plans.items() if taken.isdisjoint(plan.moved)}
 
 
@@ -88,7 +89,7 @@ def _stacked(group: dict[str, Any], moved: tuple[Tensor, ...], states: MutableMa
     alike: dict[Any, list[Tensor]] = {}
     for parameter in moved:
         of = layout_of(parameter, group, options)
-        if not states[parameter]:
+        if "step" not in states[parameter]:
             states[parameter].update(new_state(of, parameter))
         _require_shapes(states[parameter], of)
         precise = parameter.dtype == torch.float64
@@ -104,7 +105,8 @@ def layout_of(parameter: Tensor, group: dict[str, Any], options: TALTOptions) ->
 
 
 def _require_shapes(state: dict[str, Tensor], of: Layout) -> None:
-    there = {name: tuple(value.shape) for name, value in state.items() if name != "step"}
+    # Other names are a user's own.
+    there = {name: tuple(value.shape) for name, value in state.items() if name.startswith(STATE_NAMES)}
     if there != of.shapes:
         changed = min(set(there.items()) ^ set(of.shapes.items()))[0]
         raise ValueError(

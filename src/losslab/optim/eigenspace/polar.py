@@ -19,14 +19,14 @@ MUON_RMS = 0.2  # times √max(m, n) a polar factor is as long as AdamW's update
 
 def polar(M: Tensor) -> Tensor:
     """Muon's update for matrices (b, m, n): the polar factor, as long as AdamW's updates are."""
-    return newton_schulz(M / _norm(M)) * (MUON_RMS * math.sqrt(max(M.shape[1:])))
+    return newton_schulz(M / _norm(M).clamp_min_(least(M.dtype))) * (MUON_RMS * math.sqrt(max(M.shape[1:])))
 
 
 def equalized(M: Tensor) -> Tensor:
     """Matrices (b, m, n) with their singular values nearly equal, and their norms as they were; zero stays zero."""
-    norm = _norm(M)
-    found = newton_schulz(M / norm)
-    return found * (norm / _norm(found))
+    norm, tiny = _norm(M), least(M.dtype)
+    found = newton_schulz(M / norm.clamp_min(tiny))
+    return found * (norm / _norm(found).clamp_min_(tiny))
 
 
 def newton_schulz(M: Tensor) -> Tensor:
@@ -58,6 +58,14 @@ def _product(A: Tensor, steps: int) -> Tensor:
     return found
 
 
+def least(dtype: torch.dtype) -> float:
+    """The length above which squares do not vanish, of a million entries: 1e-15 in float32.
+
+    What is divided by at least this never has a norm above 1, which the iteration would blow up.
+    """
+    return 1e4 * math.sqrt(torch.finfo(dtype).tiny)
+
+
 def _norm(M: Tensor) -> Tensor:
-    """(b, 1, 1), never 0."""
-    return torch.linalg.vector_norm(M, dim=(1, 2), keepdim=True).clamp_min_(1e-30)
+    """(b, 1, 1), too small below `least`."""
+    return torch.linalg.vector_norm(M, dim=(1, 2), keepdim=True)

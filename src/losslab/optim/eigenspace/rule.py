@@ -8,6 +8,7 @@ from torch import Tensor
 
 from losslab.optim.eigenspace.coordinates import mean_square, squares
 from losslab.optim.eigenspace.options import TALTOptions
+from losslab.optim.eigenspace.polar import least
 from losslab.optim.eigenspace.response import compiled, response
 from losslab.optim.eigenspace.stack import Stack
 
@@ -30,7 +31,7 @@ def rescaled(U: Tensor, options: TALTOptions) -> Tensor:
     """Updates of the root mean square that is asked for."""
     if options.match_rms is None:
         return U
-    return U * (options.match_rms / U.square().mean((1, 2), keepdim=True).sqrt().clamp_min(torch.finfo(U.dtype).tiny))
+    return U * (options.match_rms / U.square().mean((1, 2), keepdim=True).sqrt().clamp_min(least(U.dtype)))
 
 
 def thresholds(stack: Stack, step: int, options: TALTOptions) -> Tensor | None:

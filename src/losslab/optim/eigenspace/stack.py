@@ -79,11 +79,16 @@ class Stack:
         for index, size in enumerate(sizes):
             unit = self.units[index]
             if size > 0 and (unit == 0 or size > unit * LARGE):
-                self._change_unit(index, 1.0 if SMALL < size <= LARGE else 2.0 ** round(math.log2(size)))
+                self._change_unit(index, 1.0 if SMALL < size <= LARGE else self._power_of_two(size))
                 changed = True
         if changed:
             self._set_unit()
         return gradients if self.unit is None else gradients / self.unit
+
+    def _power_of_two(self, size: float) -> float:
+        """The nearest one that the state's precision holds, with its inverse."""
+        smallest = math.log2(torch.finfo(self.state["scale"].dtype).tiny)  # -126 or -1022
+        return float(2.0 ** min(max(round(math.log2(size)), smallest), -smallest))
 
     def _change_unit(self, index: int, unit: float) -> None:
         ratio = self.units[index] / unit

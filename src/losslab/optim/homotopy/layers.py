@@ -90,7 +90,8 @@ class PerLayerHomotopyLR(LRScheduler):
         last_epoch: int = -1,
         **settings: Any,
     ) -> None:
-        self.options = HomotopyOptions.of(settings).settled(exact=optimizer is None or exact(optimizer), one_rate=False)
+        known = {} if optimizer is None else {"exact": exact(optimizer), "adaptive": adaptive(optimizer)}
+        self.options = HomotopyOptions.of(settings).settled(**known, one_rate=False)
         if base_lr is not None:
             number("base_lr", base_lr, 0, open_low=True, finite=True)
             if optimizer is not None:

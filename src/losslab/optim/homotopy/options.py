@@ -9,7 +9,8 @@ from losslab.optim.homotopy.checks import count, number, one_of
 
 RULES = ("stable", "seed", "seed_threshold")
 DECAYS = ("cooldown", "cosine", "linear", "none")
-FRACTION, LATE, CAUTIOUS = 0.2, 0.5, 0.1  # of a limit: at first, in the end, and where it is not exact
+# Of a limit: at first with a fixed and with an adaptive preconditioner, in the end, and where the limit is not exact.
+FRACTION, ADAPTIVE, LATE, CAUTIOUS = 0.2, 0.3, 0.5, 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,8 @@ class HomotopyOptions:
             where a step would become unstable. "seed" is the founders' η₀/(1 + α·κ/κ*), "seed_threshold" their code's
             η₀/(1 + α·max(0, κ/κ* − 1)).
         fraction: stable: the largest part, at first, of the rate at which a quadratic of this curvature diverges.
-            None: 0.2, and 0.1 with TALT, whose limit is not exact.
+            None: 0.2; 0.3 with an adaptive optimizer, which answers an overshoot; 0.1 with TALT, whose limit is not
+            exact.
         late_fraction: The same at the end of `total_steps`, and up to there in a straight line; without `total_steps`
             `fraction` stays. None: 0.5, or `fraction` if that is larger. Where the limit is not exact, or layers have
             rates of their own: `fraction`.
@@ -97,11 +99,17 @@ class HomotopyOptions:
             return 0
         return 100 if self.total_steps is None else self.total_steps // 10
 
-    def settled(self, *, exact: bool = True, one_rate: bool = True) -> "HomotopyOptions":
-        """With the fractions that None stands for: of a limit that is exact or not, of one rate or of many."""
+    def settled(self, *, exact: bool = True, adaptive: bool = False, one_rate: bool = True) -> "HomotopyOptions":
+        """With the fractions that None stands for.
+
+        Args:
+            exact: Whether the limit is.
+            adaptive: Whether the optimizer's preconditioner follows the gradients.
+            one_rate: Whether there is one for all parameters.
+        """
         first, late = self.fraction, self.late_fraction
         if first is None:
-            first = FRACTION if exact else CAUTIOUS
+            first = (ADAPTIVE if adaptive else FRACTION) if exact else CAUTIOUS
         if late is None:
             late = max(first, LATE) if exact and one_rate else first
         return replace(self, fraction=first, late_fraction=late)

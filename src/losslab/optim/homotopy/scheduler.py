@@ -91,8 +91,9 @@ class HomotopyLR(Follower, LRScheduler):
     ) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
-        options = HomotopyOptions.of(settings).settled(exact=exact(optimizer))
-        rule = RateRule(options, limit(optimizer), adaptive=adaptive(optimizer))
+        follows = adaptive(optimizer)
+        options = HomotopyOptions.of(settings).settled(exact=exact(optimizer), adaptive=follows)
+        rule = RateRule(options, limit(optimizer), adaptive=follows)
         self._follow(rule, estimator or CurvatureEstimator())
         if examples is not None and (type(examples) is not int or examples < 1 or isinstance(loss, EmpiricalRisk)):
             raise ValueError(f"examples: expected an int of at least 1 and a function for the loss, got {examples!r}")
@@ -136,7 +137,7 @@ class HomotopyLR(Follower, LRScheduler):
 
     @options.setter
     def options(self, options: HomotopyOptions) -> None:
-        self.rule.options = options.settled(exact=exact(self.optimizer))
+        self.rule.options = options.settled(exact=exact(self.optimizer), adaptive=self.rule.adaptive)
 
     @property
     def target(self) -> float:
