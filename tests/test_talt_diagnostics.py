@@ -334,8 +334,10 @@ def test_bad_input():
     with pytest.raises(TypeError, match=r"^optimizer: expected a TALT, got SGD$"):
         TALTDiagnostics(torch.optim.SGD(named.values()))
     optimizer = TALT(named.values())
-    with pytest.raises(ValueError, match=r"^every: expected a number of steps >= 1, got 0"):
+    with pytest.raises(ValueError, match=r"^every: expected a whole number of steps >= 1, got 0"):
         TALTDiagnostics(optimizer, every=0)
+    with pytest.raises(ValueError, match=r"^every: expected a whole number of steps >= 1, got 2.5"):
+        TALTDiagnostics(optimizer, every=2.5)
     with pytest.raises(ValueError, match=r"^tensors: .*'none\*'; there are square, wide"):
         TALTDiagnostics(optimizer, names=named.items(), tensors="none*")
     assert not optimizer._optimizer_step_pre_hooks
