@@ -1,6 +1,7 @@
 """HomotopyLR in two gloo processes: one rate on both, that of one process with the whole batch."""
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch.optim import SGD, Optimizer
 
 from cases import classes, mlp, normal, split
 from losslab.operators.risk import EmpiricalRisk
-from losslab.optim import TALT, CurvatureEstimator, HomotopyLR
+from losslab.optim import TALT, CurvatureEstimator, HomotopyLR, HomotopyOptimizer, PerLayerHomotopyLR, by_module
 from losslab.ranks import Ranks
 from processes import run_ranks
 from second_derivatives import Once
@@ -73,3 +74,30 @@ def test_two_processes_do_as_one_with_the_whole_batch(found, case):
     for row, expected in zip(one, trained(case, Ranks()), strict=True):
         assert row == pytest.approx(expected, rel=within, nan_ok=True)
     assert one[0][0] == (2 if case == "broken" else 0)
+
+
+def whole_steps(ranks: Ranks) -> list[list[float]]:
+    """Rates and what was left out, of `HomotopyOptimizer` and of layers' rates; the last process's loss is NaN once."""
+    found = []
+    for layers in (False, True):
+        model = mlp().double()
+        inner = DistributedDataParallel(model)
+        x, y = split([16 // ranks.count] * ranks.count, X, Y)[ranks.rank]
+        optimizer = SGD(inner.parameters(), lr=1.0)
+        loss = lambda x=x, y=y, model=model: cross_entropy(model(x), y)  # noqa: E731
+        kind = partial(PerLayerHomotopyLR, layers=by_module(model)) if layers else HomotopyLR
+        training = HomotopyOptimizer(inner, optimizer, kind(optimizer, loss, frequency=1, warmup_steps=2))
+        for step in range(8):
+            wrong = math.nan if step == 5 and ranks.rank == ranks.count - 1 else 1.0
+            training.step(lambda wrong=wrong, inner=inner, x=x, y=y: cross_entropy(inner(x), y) * wrong)
+        weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+        found.append([training.skipped, *training.scheduler.get_last_lr(), float(weights.sum()), float(weights.norm())])
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:HomotopyOptimizer. a loss that is not finite")
+def test_whole_steps_are_left_out_by_all_processes_or_none(tmp_path):
+    one, two = run_ranks(whole_steps, 2, tmp_path)
+    assert one == two
+    assert all(row[0] == 1 and all(map(math.isfinite, row)) for row in one)
+    assert len(one[1]) > len(one[0])

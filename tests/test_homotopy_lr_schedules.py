@@ -177,7 +177,7 @@ def test_copies_and_pickles():
         assert other.loss is not model
         assert other.get_last_lr() == scheduler.get_last_lr()
         train(other.loss, other.optimizer, other, 12)
-        assert other.lr != scheduler.lr or other.history != scheduler.history
+        assert len(other.history) == 20
     assert len(scheduler.history) == 12
 
 

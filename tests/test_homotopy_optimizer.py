@@ -92,14 +92,14 @@ def test_curvature_of_the_shared_graph_is_that_of_a_graph_of_its_own():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_rates_are_the_schedulers():
-    """The same rule on the same numbers as a HomotopyLR that is fed by hand."""
+def test_rates_are_a_part_of_the_limit():
     model = network()
     training = HomotopyOptimizer(model, torch.optim.SGD(model.parameters(), lr=50.0), total_steps=40)
     losses = trained(training, range(40))
     assert losses[-1] < losses[0]
     part, history = training.scheduler.options.part, training.scheduler.history
     assert all(row.lr <= part(row.step) * 2 / row.hessian_norm * (1 + 1e-6) for row in history)
+    assert max(row.lr for row in history) > 0.05
     assert training.lr == pytest.approx(0, abs=1e-9)
 
 
@@ -342,3 +342,53 @@ def test_wrong_arguments_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize("settings", [{}, {"total_steps": 100}, {"rule": "seed", "target_curvature": 1e12}])
+def test_a_warm_up_that_was_held_back_ends_where_it_is(settings):
+    """What follows begins there, and does not jump to the target."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    warmup = CurvatureAwareWarmup(optimizer, 0.1, curvature_threshold=1e-9, max_steps=5)
+    training = HomotopyOptimizer(model, optimizer, warmup=warmup, **settings)
+    trained(training, range(12))
+    assert warmup.is_complete
+    assert training.lr == pytest.approx(0.001)
+    assert training.scheduler.base_lrs == pytest.approx([0.001])
+
+
+def test_a_warm_up_has_the_first_rate_beside_a_scheduler_that_was_made_before():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    warmup = CurvatureAwareWarmup(optimizer, 0.1, initial_lr_fraction=0.5)
+    scheduler = HomotopyLR(optimizer, closure(model, 0), warmup_steps=20)
+    training = HomotopyOptimizer(model, optimizer, scheduler, warmup=warmup)
+    assert training.lr == pytest.approx(0.05)
+
+
+def test_it_tells_once_that_a_type_has_too_few_bits():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    training = HomotopyOptimizer(model, optimizer, precise_to=1e-30, frequency=1, warmup_steps=0)
+    with pytest.warns(UserWarning, match=r"precision: .* ask for .* bits and float\d+ has") as told:
+        trained(training, range(8))
+    assert len([each for each in told if "precision:" in str(each.message)]) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trained(HomotopyOptimizer(model, optimizer, precise_to=1e9, frequency=1, warmup_steps=0), range(8))
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"optimizer": "sgd"}, "optimizer: expected a Optimizer, got str"),
+        ({"scheduler": 3}, "scheduler: expected None or a HomotopyLR or PerLayerHomotopyLR, got int"),
+        ({"clipper": 1.0}, "clipper: expected None or a CurvatureAwareGradientClipper, got float"),
+        ({"precision": "bf16"}, "precision: expected None or a dtype, got str"),
+    ],
+)
+def test_parts_of_another_kind_are_refused(parts, message):
+    model = network()
+    given = {"optimizer": torch.optim.SGD(model.parameters(), lr=0.1), **parts}
+    with pytest.raises(TypeError, match=message):
+        HomotopyOptimizer(model, **given)

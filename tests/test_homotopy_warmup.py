@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 
 from losslab.optim import CurvatureAwareWarmup, CurvatureEstimator, HomotopyLR
+from losslab.optim.homotopy.regroup import regrouped
 
 
 def optimizer(*rates):
@@ -179,3 +180,14 @@ def test_a_first_group_without_a_rate_and_a_negative_curvature_are_refused():
     warmup = CurvatureAwareWarmup(optimizer(), 1.0)
     with pytest.raises(ValueError, match=r"^curvature: expected a number of at least 0, got -1\.0$"):
         warmup.step(-1.0)
+
+
+def test_groups_that_are_split_or_added_later_keep_their_ratio():
+    one, two, three = (torch.nn.Parameter(torch.ones(2)) for _ in range(3))
+    optimizer = torch.optim.SGD([{"params": [one, two], "lr": 0.4}], lr=0.1)
+    warmup = CurvatureAwareWarmup(optimizer, 0.2, initial_lr_fraction=0.1, growth=2.0)
+    regrouped(optimizer, "second", [two])
+    optimizer.add_param_group({"params": [three], "lr": 0.05})
+    for _ in range(4):
+        warmup.step(0.0)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.2, 0.2, 0.05])

@@ -117,7 +117,8 @@ def _sgd_factor(group: dict[str, Any]) -> float:
     beta = float(group["momentum"])
     if group["nesterov"]:
         return 2 * (1 + beta) / (1 + 2 * beta)
-    return 2 * (1 + beta) / (1 - float(group["dampening"]) if beta else 1.0)
+    kept = 1 - float(group["dampening"]) if beta else 1.0
+    return 2 * (1 + beta) / kept if kept > 0 else math.inf  # all but the first gradient are left out
 
 
 def _adam_factor(group: dict[str, Any]) -> float:

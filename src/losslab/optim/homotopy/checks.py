@@ -2,6 +2,8 @@
 
 import difflib
 import math
+from numbers import Integral, Real
+from types import UnionType
 
 
 def one_of(name: str, value: object, known: tuple[str, ...]) -> None:
@@ -33,7 +35,7 @@ def number(
         finite: See `high`.
         words: What else would have been right, as "'adaptive' or ".
     """
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+    fits = isinstance(value, Real) and not isinstance(value, bool) and low <= float(value) <= high
     if not fits or (open_low and value == low) or (finite and value == math.inf):
         above = f"above {low:g}" if open_low else f"of at least {low:g}"
         below = "" if high == math.inf else f" and at most {high:g}"
@@ -44,5 +46,15 @@ def count(name: str, value: object, least: int, other: str = "") -> None:
     """Refuse what is no int of at least `least`, and not what `other` spells."""
     if other and repr(value) == other:
         return
-    if type(value) is not int or value < least:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name}: expected {f'{other} or ' if other else ''}an int of at least {least}, got {value!r}")
+
+
+def of_kind(name: str, value: object, kind: type | UnionType, *, none: bool = True) -> None:
+    """Refuse what is no such object; None is allowed unless `none` says otherwise."""
+    if isinstance(value, kind) or (none and value is None):
+        return
+    kinds: tuple[type, ...] = (kind,) if isinstance(kind, type) else kind.__args__
+    names = " or ".join(each.__name__ for each in kinds)
+    got = value.__name__ if isinstance(value, type) else type(value).__name__
+    raise TypeError(f"{name}: expected {'None or ' if none else ''}a {names}, got {got}")

@@ -35,7 +35,8 @@ class Curvature:
         hessian_residual: ‖Hv − λv‖, λ = vᵀHv: an eigenvalue lies within this distance of ±√(hessian_norm² − residual²).
         trace: tr H; NaN where it was not asked for.
         trace_error: Its standard error.
-        eigenvalues: The largest in magnitude, in descending order of it; empty where they were not asked for.
+        eigenvalues: The largest in magnitude, in descending order of it; empty where they were not asked for, NaN where
+            rounding left no symmetry to find them by.
         products: Hessian products used.
         status: Of the eigenvalue: one product of a warm start seldom converges.
     """
@@ -117,7 +118,7 @@ class CurvatureEstimator:
     def __call__(
         self,
         loss: Loss | EmpiricalRisk,
-        parameters: Sequence[Tensor] | None = None,
+        parameters: Sequence[Tensor] | Tensor | None = None,
         *,
         root: Root | None = None,
         ranks: Ranks = ALONE,
@@ -143,7 +144,7 @@ class CurvatureEstimator:
         """
         if isinstance(loss, EmpiricalRisk):
             parameters, ranks, loss = _of_risk(loss, parameters), loss.ranks, _loss_of(loss)
-        chosen = trainable(parameters or ())
+        chosen = trainable([parameters] if isinstance(parameters, Tensor) else parameters or ())
         if not chosen:
             raise ValueError("parameters: expected at least one that requires a gradient, got none")
         _check(chosen)
@@ -163,9 +164,12 @@ class CurvatureEstimator:
             found["products"] += self.num_samples
         if self.top_k:
             k = min(self.top_k, hessian.size)
-            pairs = eigenpairs(hessian, k, tol=self.tol, vectors=False, seed=self._generator)
-            found["eigenvalues"] = tuple(map(float, pairs.values))
-            found["products"] += pairs.matvecs
+            try:
+                pairs = eigenpairs(hessian, k, tol=self.tol, vectors=False, seed=self._generator)
+                found["eigenvalues"] = tuple(map(float, pairs.values))
+                found["products"] += pairs.matvecs
+            except ValueError:  # P so uneven that rounding leaves no symmetry: no reason to end a training
+                found["eigenvalues"] = (math.nan,) * k
         return Curvature(loss, gradient_norm, **found)
 
     def _norm(self, hessian: BatchHessian) -> dict[str, Any]:
@@ -233,10 +237,11 @@ def _check(parameters: Sequence[Tensor]) -> None:
             raise ValueError(f"parameters: expected real tensors, got {parameter.dtype}; use torch.view_as_real")
 
 
-def _of_risk(risk: EmpiricalRisk, parameters: Sequence[Tensor] | None) -> list[Tensor]:
+def _of_risk(risk: EmpiricalRisk, parameters: Sequence[Tensor] | Tensor | None) -> list[Tensor]:
     named = dict(risk.model.named_parameters())
     if parameters is None:
         return [named[name] for name in risk.space.names]
+    parameters = [parameters] if isinstance(parameters, Tensor) else parameters
     own = set(named.values())
     if not own.issuperset(trainable(parameters)):
         raise ValueError("parameters: expected those of the risk's model, got others; `risk.to` has made a copy of it")

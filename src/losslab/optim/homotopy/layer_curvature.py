@@ -78,14 +78,21 @@ class LayerCurvature:
             warnings.warn(f"{text}, wrong by some percent in float32", stacklevel=4)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors only."""
+        """Tensors and names."""
         return {
+            "method": self.method,
             "joint": self._joint.state_dict(),
             "layers": {name: estimator.state_dict() for name, estimator in self._estimators.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Go on from `state_dict`.
+
+        Raises:
+            ValueError: It is of another method.
+        """
+        if state.get("method", self.method) != self.method:
+            raise ValueError(f"state_dict: expected one with method={self.method!r}, got {state['method']!r}")
         self._joint.load_state_dict(state["joint"])
         self._estimators = {}
         for name, estimator in state["layers"].items():

@@ -11,7 +11,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from losslab.optim.homotopy.buffers import kept_buffers
-from losslab.optim.homotopy.checks import number
+from losslab.optim.homotopy.checks import count, number, of_kind
 from losslab.optim.homotopy.curvature import Curvature, CurvatureEstimator, trainable
 from losslab.optim.homotopy.given_loss import given, whole_graph
 from losslab.optim.homotopy.layer_curvature import LayerCurvature, Method, together
@@ -90,6 +90,14 @@ class PerLayerHomotopyLR(LRScheduler):
         last_epoch: int = -1,
         **settings: Any,
     ) -> None:
+        of_kind("optimizer", optimizer, Optimizer)
+        of_kind("estimator", estimator, CurvatureEstimator)
+        of_kind("model", model, nn.Module)
+        of_kind("layers", layers, Mapping)
+        if loss is not None and not callable(loss):
+            raise TypeError(f"loss: expected None or a function, got {type(loss).__name__}")
+        if examples is not None:
+            count("examples", examples, 1, "None")
         known = {} if optimizer is None else {"exact": exact(optimizer), "adaptive": adaptive(optimizer)}
         self.options = HomotopyOptions.of(settings).settled(**known, one_rate=False)
         if base_lr is not None:

@@ -15,9 +15,11 @@ from torch.optim import Optimizer
 from losslab.operators.double_backward import CheapDoubleBackward
 from losslab.optim.homotopy.batch_hessian import BatchHessian, Loss
 from losslab.optim.homotopy.buffers import kept_buffers
+from losslab.optim.homotopy.checks import of_kind
 from losslab.optim.homotopy.clipper import CurvatureAwareGradientClipper
 from losslab.optim.homotopy.curvature import Curvature, CurvatureEstimator, trainable
 from losslab.optim.homotopy.layers import PerLayerHomotopyLR
+from losslab.optim.homotopy.precision import PrecisionWatch
 from losslab.optim.homotopy.preconditioner import adaptive, inverse_root
 from losslab.optim.homotopy.rules import is_due
 from losslab.optim.homotopy.scheduler import HomotopyLR
@@ -43,6 +45,8 @@ class HomotopyOptimizer:
         scaler: For float16.
         precision: Of autocast for forward passes, such as `torch.bfloat16`; None for none.
         accumulation: Calls of `step` that make one step of the optimizer; the gradient is their mean.
+        precise_to: ε of `precision_advice`: one warning, should the forward pass's type have fewer bits than that asks
+            for at the curvature met and the way covered. Takes a copy of the parameters.
         estimator: How curvature is estimated; None: by one product.
         **settings: Fields of `HomotopyOptions`.
 
@@ -54,6 +58,7 @@ class HomotopyOptimizer:
     Cost: one product, 1.2–1.6 gradients, where the curvature is due.
 
     Raises:
+        TypeError: A part that is none of its kind.
         ValueError: Settings beside a scheduler, or a model that its own gradient graph does not reach.
 
     >>> model = nn.Linear(4, 1)
@@ -75,10 +80,20 @@ class HomotopyOptimizer:
         scaler: GradScaler | None = None,
         precision: torch.dtype | None = None,
         accumulation: int = 1,
+        precise_to: float | None = None,
         estimator: CurvatureEstimator | None = None,
         **settings: Any,
     ) -> None:
         _check(model, scheduler, estimator, accumulation, settings)
+        for name, value, kind in (
+            ("optimizer", optimizer, Optimizer),
+            ("scheduler", scheduler, HomotopyLR | PerLayerHomotopyLR),
+            ("clipper", clipper, CurvatureAwareGradientClipper),
+            ("warmup", warmup, CurvatureAwareWarmup),
+            ("scaler", scaler, GradScaler),
+            ("precision", precision, torch.dtype),
+        ):
+            of_kind(name, value, kind, none=name != "optimizer")
         self.model, self.optimizer, self.clipper, self.warmup = model, optimizer, clipper, warmup
         self.scaler = scaler or GradScaler(_device(model), enabled=False)
         self.precision, self.accumulation = precision, accumulation
@@ -86,16 +101,18 @@ class HomotopyOptimizer:
         self._taken, self._broken = 0, False
         self._closure: Loss | None = None
         self._shared: _OfThisStep | None = None
-        rates = [group["lr"] for group in optimizer.param_groups]
         if scheduler is None:
             if warmup is not None:
                 settings = {"warmup_steps": 0, **settings}
             self._shared = _OfThisStep(estimator or CurvatureEstimator())
             scheduler = HomotopyLR(optimizer, self._present, model=model, estimator=self._shared, **settings)
         self.scheduler = scheduler
-        if warmup is not None:  # its rates, which the scheduler has just set
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
+        if warmup is not None:
+            warmup.set_rates()  # once more: the scheduler has set its own
+        self._watch: PrecisionWatch | None = None
+        if precise_to is not None:
+            parameters = trainable(p for group in optimizer.param_groups for p in group["params"])
+            self._watch = PrecisionWatch(parameters, precise_to, precision)
 
     @property
     def lr(self) -> float:
@@ -170,7 +187,7 @@ class HomotopyOptimizer:
 
     def _update(self) -> None:
         """Clip, step, and set the next rate; or nothing of it, where something is not finite."""
-        if self._broken and not self.scaler.is_enabled():
+        if Ranks.world().any(self._broken) and not self.scaler.is_enabled():  # all leave the step out, or none
             self._skip()
             return
         self.scaler.unscale_(self.optimizer)
@@ -186,8 +203,12 @@ class HomotopyOptimizer:
         self.scheduler.step()
         if self.scheduler.measured is not None and self.scheduler.measured is not before:
             self.kappa = self.scheduler.measured.kappa
+            if self._watch is not None:
+                self._watch.look(self.kappa)
         if self.warmup is not None and not self.warmup.is_complete:
             self.warmup.step(self.kappa)
+            if self.warmup.is_complete:  # where it ends the scheduler begins
+                self.scheduler.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
 
     def _skip(self) -> None:
         self.skipped += 1

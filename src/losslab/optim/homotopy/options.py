@@ -11,6 +11,8 @@ RULES = ("stable", "seed", "seed_threshold")
 DECAYS = ("cooldown", "cosine", "linear", "none")
 # Of a limit: at first with a fixed and with an adaptive preconditioner, in the end, and where the limit is not exact.
 FRACTION, ADAPTIVE, LATE, CAUTIOUS = 0.2, 0.3, 0.5, 0.1
+FOUNDERS_OWN = ("alpha", "target_curvature", "target_percentile", "target_window", "floor")
+STABLE_OWN = ("fraction", "late_fraction", "release")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ class HomotopyOptions:
         max_lr: Likewise.
 
     Raises:
-        ValueError: A number out of range, an unknown name.
+        ValueError: A number out of range, an unknown name, or a setting of another rule.
     """
 
     rule: Literal["stable", "seed", "seed_threshold"] = "stable"
@@ -89,6 +91,12 @@ class HomotopyOptions:
         for name, least, none in (("frequency", 1, False), ("warmup_steps", 0, True), ("total_steps", 1, True)):
             count(name, getattr(self, name), least, "None" if none else "")
         count("target_window", self.target_window, 1, "'p2'")
+        for field in fields(self):
+            of_stable = self.rule == "stable"
+            idle = FOUNDERS_OWN if of_stable else STABLE_OWN
+            if field.name in idle and getattr(self, field.name) != field.default:
+                other = "'seed' has it" if of_stable else "'stable' has it"
+                raise ValueError(f"{field.name}: does nothing with rule={self.rule!r}; rule={other}")
 
     @property
     def rise(self) -> int:
@@ -97,7 +105,7 @@ class HomotopyOptions:
             return self.warmup_steps
         if self.rule != "stable":
             return 0
-        return 100 if self.total_steps is None else self.total_steps // 10
+        return 100 if self.total_steps is None else max(self.total_steps // 10, 1)
 
     def settled(self, *, exact: bool = True, adaptive: bool = False, one_rate: bool = True) -> "HomotopyOptions":
         """With the fractions that None stands for.
@@ -107,6 +115,8 @@ class HomotopyOptions:
             adaptive: Whether the optimizer's preconditioner follows the gradients.
             one_rate: Whether there is one for all parameters.
         """
+        if self.rule != "stable":
+            return self
         first, late = self.fraction, self.late_fraction
         if first is None:
             first = (ADAPTIVE if adaptive else FRACTION) if exact else CAUTIOUS
@@ -115,11 +125,13 @@ class HomotopyOptions:
         return replace(self, fraction=first, late_fraction=late)
 
     def part(self, step: int) -> float:
-        """`fraction` at a step, on its way to `late_fraction`.
+        """`fraction` at a step, on its way to `late_fraction`; NaN by another rule.
 
         >>> [round(HomotopyOptions(total_steps=100).part(step), 3) for step in (0, 25, 50, 100)]
         [0.2, 0.275, 0.35, 0.5]
         """
+        if self.rule != "stable":
+            return math.nan
         if self.fraction is None or self.late_fraction is None:
             return self.settled().part(step)
         done = 0.0 if self.total_steps is None else min(max(step, 0) / self.total_steps, 1.0)

@@ -1,8 +1,11 @@
 """How many bits does a loss this curved ask for?  The founders' Theorem 4.7: p ≥ log₂(c·κ·D²/ε)."""
 
 import math
+import warnings
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from losslab.optim.homotopy.checks import number
 
@@ -79,6 +82,33 @@ def precision_advice(kappa: float, diameter: float, eps: float, dtype: torch.dty
         f"precision: κ {kappa:.3g}, D {diameter:.3g}, ε {eps:.3g} ask for {bits:.1f} bits and "
         f"{_name(dtype)} has {have}; {wider} expect ε of {c * kappa * diameter * diameter / 2**have:.3g}"
     )
+
+
+class PrecisionWatch:
+    """Gives the advice while a training goes on: once, when curvature and way first ask for more bits than there are.
+
+    Args:
+        parameters: Of the training; D is how far they are from where they are now.
+        eps: As in `precision_advice`.
+        dtype: That of the arithmetic; None: the parameters' own.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], eps: float, dtype: torch.dtype | None = None) -> None:
+        number("precise_to", eps, 0, open_low=True, finite=True)
+        self.parameters, self.eps = list(parameters), eps
+        self.dtype = dtype or min((p.dtype for p in parameters), key=mantissa_bits)
+        self.start, self.told = [p.detach().clone() for p in parameters], False
+
+    @torch.no_grad()
+    def look(self, kappa: float) -> None:
+        """Warn, should it be time."""
+        if self.told or not math.isfinite(kappa):
+            return
+        moved = torch._foreach_norm(torch._foreach_sub(self.parameters, self.start))
+        said = precision_advice(kappa, math.hypot(*map(float, moved)), self.eps, self.dtype)
+        if said is not None:
+            self.told = True
+            warnings.warn(said, stacklevel=4)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -104,14 +104,26 @@ class RateRule:
         """η at this step, with the decay."""
         return min(max(self.rate * self.fall(step), self.options.min_lr), self.options.max_lr)
 
+    @property
+    def _kind(self) -> dict[str, Any]:
+        """What a state is of: none fits another."""
+        return {"rule": self.options.rule, "target_window": self.options.target_window}
+
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""
         own = {"curvature": self.curvature, "sharpest": self.sharpest, "seen": self.seen, "rate": self.rate}
         own["limit"] = self.limit  # as it was at the last estimate
-        return {**own, "recent": list(self.recent), "percentile": self.percentile.state_dict()}
+        return {**own, **self._kind, "recent": list(self.recent), "percentile": self.percentile.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Go on from `state_dict`.
+
+        Raises:
+            ValueError: It is of another rule, or of another kind of percentile.
+        """
+        for name, here in self._kind.items():
+            if (there := state.get(name, here)) != here:
+                raise ValueError(f"state_dict: expected one with {name}={here!r}, got {there!r}")
         self.curvature, self.recent, self.rate = state["curvature"], list(state["recent"]), state["rate"]
         self.sharpest, self.seen, self.limit = state["sharpest"], state["seen"], state["limit"]
         self.percentile.load_state_dict(state["percentile"])

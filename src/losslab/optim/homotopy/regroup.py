@@ -16,7 +16,7 @@ def layer_of(group: dict[str, Any], index: int) -> str:
     return str(group.get("name", f"group {index}"))
 
 
-def regrouped(optimizer: Optimizer, name: str, params: Sequence[Tensor], *, add: bool = False) -> list[int]:
+def regrouped(optimizer: Optimizer, name: str, params: Sequence[Tensor] | Tensor, *, add: bool = False) -> list[int]:
     """Move parameters into new groups at the end, one for each group that they come from; their state stays theirs.
 
     A group that loses all of its parameters stays, empty: the numbers of the others are in every saved state.
@@ -33,7 +33,7 @@ def regrouped(optimizer: Optimizer, name: str, params: Sequence[Tensor], *, add:
     Raises:
         ValueError: There is no parameter, one stands twice, or one is not the optimizer's, or is already with `add`.
     """
-    chosen = list(params)
+    chosen = [params] if isinstance(params, Tensor) else list(params)
     wanted = {id(parameter) for parameter in chosen}
     if not chosen or len(wanted) < len(chosen):
         raise ValueError(f"params: expected the parameters of layer {name!r}, each once, got {len(chosen)}")

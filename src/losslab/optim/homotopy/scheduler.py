@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from losslab.operators.risk import EmpiricalRisk
 from losslab.optim.homotopy.buffers import kept_buffers
-from losslab.optim.homotopy.checks import number
+from losslab.optim.homotopy.checks import number, of_kind
 from losslab.optim.homotopy.curvature import Curvature, CurvatureEstimator, trainable
 from losslab.optim.homotopy.follower import Follower
 from losslab.optim.homotopy.options import HomotopyOptions
@@ -97,6 +97,8 @@ class HomotopyLR(Follower, LRScheduler):
         self._follow(rule, estimator or CurvatureEstimator())
         if examples is not None and (type(examples) is not int or examples < 1 or isinstance(loss, EmpiricalRisk)):
             raise ValueError(f"examples: expected an int of at least 1 and a function for the loss, got {examples!r}")
+        of_kind("estimator", estimator, CurvatureEstimator)
+        of_kind("model", model, nn.Module)
         if not callable(loss) and not isinstance(loss, EmpiricalRisk):
             raise TypeError(f"loss: expected a function or an EmpiricalRisk, got {type(loss).__name__}")
         self.loss, self.examples, self.model = loss, examples, model
@@ -198,7 +200,14 @@ class HomotopyLR(Follower, LRScheduler):
         return {**own, "last_lr": list(self.get_last_lr()), **Follower.state_dict(self)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from `state_dict`; the rates themselves are in the optimizer's."""
+        """Go on from `state_dict`; the rates themselves are in the optimizer's.
+
+        Raises:
+            ValueError: It is of other groups, or of another rule.
+        """
+        there, here = len(state_dict["base_lrs"]), len(self.optimizer.param_groups)
+        if there != here:
+            raise ValueError(f"state_dict: expected the rates of {here} parameter groups, got {there}")
         self.last_epoch, self._step_count = state_dict["last_epoch"], state_dict["step_count"]
         self.base_lrs, self._last_lr = list(state_dict["base_lrs"]), list(state_dict["last_lr"])
         Follower.load_state_dict(self, state_dict)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from losslab.optim.homotopy.batch_hessian import Loss
+from losslab.optim.homotopy.checks import count, of_kind
 from losslab.optim.homotopy.curvature import Curvature, CurvatureEstimator
 from losslab.optim.homotopy.follower import Follower
 from losslab.optim.homotopy.given_loss import given, whole_graph
@@ -37,6 +38,7 @@ class HomotopyLRScheduler(Follower):
     gradients each. `HutchinsonConfig(num_samples=0, power_iterations=1)` takes one product.
 
     Raises:
+        TypeError: What is no configuration.
         ValueError: A number out of range.
 
     >>> import torch
@@ -51,6 +53,8 @@ class HomotopyLRScheduler(Follower):
     Config = SeedConfig
 
     def __init__(self, config: SeedConfig | None = None, hvp_config: HutchinsonConfig | None = None, *, seed: int = 0):
+        of_kind("config", config, SeedConfig)
+        of_kind("hvp_config", hvp_config, HutchinsonConfig)
         self.config, self.hvp_config = config or SeedConfig(), hvp_config or HutchinsonConfig()
         rule = RateRule(options_of(self.config, self.hvp_config), math.nan)
         estimator = CurvatureEstimator(
@@ -75,6 +79,7 @@ class HomotopyLRScheduler(Follower):
         Raises:
             ValueError: The loss has no graph, or `backward()` has freed it, or it has no second derivatives.
         """
+        count("step", step, 0)
         if step % self.hvp_config.estimation_frequency == 0 or self.measured is None:
             began = time.perf_counter()
             found = _estimate(self.estimator, loss, params)
@@ -105,7 +110,10 @@ class HomotopyLRScheduler(Follower):
 
 def _estimate(estimator: CurvatureEstimator, loss: Tensor | Loss, params: Iterable[Tensor]) -> Curvature:
     """Of a loss that is there already, or of one that is computed."""
+    params = [params] if isinstance(params, Tensor) else list(params)
     if not isinstance(loss, Tensor):
-        return estimator(loss, list(params), ranks=Ranks.world())
+        if not callable(loss):
+            raise TypeError(f"loss: expected a tensor with its graph, or a function, got {type(loss).__name__}")
+        return estimator(loss, params, ranks=Ranks.world())
     with whole_graph():
-        return estimator(given(loss), list(params), ranks=Ranks.world())
+        return estimator(given(loss), params, ranks=Ranks.world())

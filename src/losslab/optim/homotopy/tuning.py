@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from losslab.optim.homotopy.checks import number
+from losslab.optim.homotopy.checks import number, of_kind
 from losslab.optim.homotopy.preconditioner import bare
 from losslab.optim.homotopy.scheduler import HomotopyLR
 
@@ -56,6 +56,7 @@ class OnlineTuning:
     def __init__(self, scheduler: HomotopyLR, *, rate: float = 0.1, bound: float = 100.0) -> None:
         number("rate", rate, 0, open_low=True, finite=True)
         number("bound", bound, 1, finite=True)
+        of_kind("scheduler", scheduler, HomotopyLR, none=False)
         options = scheduler.options
         if options.rule == "stable":
             raise ValueError("scheduler: expected the rule 'seed' or 'seed_threshold', got 'stable', which has no α")

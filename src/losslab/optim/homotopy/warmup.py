@@ -114,8 +114,16 @@ class CurvatureAwareWarmup:
             self._set("initial_lr", self.rate)  # where a scheduler that is made now begins
         return self.rate
 
+    def set_rates(self) -> None:
+        """Give the groups the rate of now, should another scheduler have set its own; not once it is complete."""
+        if not self.is_complete:
+            self._set("lr", self.rate)
+
     def _set(self, name: str, rate: float) -> None:
-        for group, ratio in zip(self.optimizer.param_groups, self._ratios, strict=True):
+        groups = self.optimizer.param_groups
+        for group in groups[len(self._ratios) :]:  # added since, or split from others
+            self._ratios.append(float(group.get("initial_lr", group["lr"])) / self.target_lr)
+        for group, ratio in zip(groups, self._ratios, strict=True):
             if isinstance(group.get(name), Tensor):  # compiled and captured optimizers
                 group[name].fill_(rate * ratio)
             else:

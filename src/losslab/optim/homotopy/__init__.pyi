@@ -1,0 +1,17 @@
+from .clipper import CurvatureAwareGradientClipper as CurvatureAwareGradientClipper
+from .curvature import Curvature as Curvature
+from .curvature import CurvatureEstimator as CurvatureEstimator
+from .history import Measured as Measured
+from .layer_groups import by_module as by_module
+from .layer_groups import transformer_blocks as transformer_blocks
+from .layers import PerLayerHomotopyLR as PerLayerHomotopyLR
+from .optimizer import HomotopyOptimizer as HomotopyOptimizer
+from .options import HomotopyOptions as HomotopyOptions
+from .precision import mantissa_bits as mantissa_bits
+from .precision import precision_advice as precision_advice
+from .precision import required_precision as required_precision
+from .scheduler import HomotopyLR as HomotopyLR
+from .seed_config import HutchinsonConfig as HutchinsonConfig
+from .seed_form import HomotopyLRScheduler as HomotopyLRScheduler
+from .tuning import OnlineTuning as OnlineTuning
+from .warmup import CurvatureAwareWarmup as CurvatureAwareWarmup
