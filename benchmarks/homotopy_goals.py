@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from homotopy_methods import DEFAULT, EXAMPLES, FREQUENCY
+from homotopy_methods import COSINES, DEFAULT, EXAMPLES, FREQUENCY, SCHEDULES
 from homotopy_study import NEAR, Study, Width, ratio_estimate, width
 from homotopy_text import between, interval, percent
 from homotopy_times import Cost, known, name_of
@@ -24,16 +24,16 @@ class Goals:
     Attributes:
         study: The task with its optimizer.
         cost: Of an estimate.
-        ratio: The final loss in that of the best tuned schedule.
-        rival: Which one that is.
+        ratios: The final loss in that of the best tuned one of a constant rate and the cosines; and of all schedules.
+        rivals: Which these are.
         own: The ranges of η₀ of a constant rate, of the rival and of the rule, each within 5 % of its own best.
         overall: Likewise, within 5 % of the best of all methods.
     """
 
     study: Study
     cost: Cost | None
-    ratio: Estimate | None
-    rival: str
+    ratios: list[Estimate | None]
+    rivals: list[str]
     own: list[Width | None]
     overall: list[Width | None]
 
@@ -41,7 +41,7 @@ class Goals:
 def goals_of(study: Study, ask: Callable[[Callable[[], Any]], Any]) -> Goals | None:
     """From what is in the cache; None before there is a grid."""
     horizon = study.horizons[0]
-    rival = ask(lambda: study.rival(horizon))
+    usual, rival = (ask(lambda n=names: study.rival(horizon, n)) for names in (["constant", *COSINES], list(SCHEDULES)))
     means = ask(lambda: {name: study.grid(name, horizon).mean(0) for name in study.methods(horizon)})
     if means is None or rival is None or DEFAULT not in means:
         return None
@@ -52,19 +52,24 @@ def goals_of(study: Study, ask: Callable[[Callable[[], Any]], Any]) -> Goals | N
         return [width(study.rates, losses, NEAR * limit(losses), study.worst()) for losses in some]
 
     own, overall = ranges(lambda losses: float(losses.min())), ranges(lambda _: best)
-    finals = ask(lambda: [[r["loss"] for r in study.final(name, horizon)] for name in (DEFAULT, rival)])
+
+    def ratio(name: str) -> Estimate:
+        return ratio_estimate(*([r["loss"] for r in study.final(each, horizon)] for each in (DEFAULT, name)))
+
     costs = ask(lambda: known(study)) or {}
-    ratio = ratio_estimate(*finals) if finals else None
-    return Goals(study, costs.get(name_of(EXAMPLES)), ratio, rival, own, overall)
+    ratios = [ask(lambda n=name: ratio(n)) for name in (usual, rival)]
+    return Goals(study, costs.get(name_of(EXAMPLES)), ratios, [usual, rival], own, overall)
 
 
 def goal_lines(found: Sequence[Goals]) -> list[str]:
     """Two tables, with a row for each task."""
     if not found:
         return []
-    rows = [[each.study.setting.title, *_overhead(each), *_loss(each)] for each in found]
-    head = ("task", "overhead: this run; in the end", "≤ 5 %?", "final loss in the best tuned schedule's", "≤ 1.02?")
-    lines = ["## Goals", "", *markdown(head, rows), ""]
+    rows = [[each.study.setting.title, *_overhead(each)] for each in found]
+    lines = ["## Goals", "", *markdown(("task", "overhead: this run; in the end", "≤ 5 %?"), rows), ""]
+    rows = [[each.study.setting.title, *_loss(each, 0), *_loss(each, 1)] for each in found]
+    head = ("task", "final loss in that of the best of constant, cosine, warm-up + cosine", "≤ 1.02?")
+    lines += [*markdown((*head, "and of warm-up + cooldown", "≤ 1.02?"), rows), ""]
     for title, ranges in (("its own best", lambda goals: goals.own), ("the best of all", lambda goals: goals.overall)):
         rows = [[each.study.setting.title, *map(between, ranges(each)), wider(*ranges(each)[::2])] for each in found]
         head = (f"η₀ within 5 % of {title}", "constant", "best schedule", DEFAULT, "≥ 3× wider than constant's?")
@@ -81,15 +86,15 @@ def _overhead(goals: Goals) -> list[str]:
     return ["; ".join(map(percent, shares)) + busy, words.get(tuple(s <= OVERHEAD for s in shares), "not met")]
 
 
-def _loss(goals: Goals) -> list[str]:
-    ratio = goals.ratio
+def _loss(goals: Goals, which: int) -> list[str]:
+    ratio = goals.ratios[which]
     if ratio is None:
         return ["–", "–"]
     if not math.isfinite(ratio.value):
         return ["diverged", "not met"]
     sure = ratio.high <= LOSS or ratio.low > LOSS
     verdict = ("met" if ratio.value <= LOSS else "not met") + ("" if sure else ", not surely")
-    return [f"{interval(ratio, '.3f')} ({goals.rival})", verdict]
+    return [f"{interval(ratio, '.3f')} ({goals.rivals[which]})", verdict]
 
 
 def wider(constant: Width | None, rule: Width | None) -> str:

@@ -25,6 +25,7 @@ SCHEDULES: dict[str, Settings] = {
     **{f"warm-up {share:.0%}, cosine": {"schedule": "cosine", "warmup": share} for share in (0.02, 0.05, 0.1)},
     "warm-up 10%, cooldown": {"schedule": "cooldown", "warmup": 0.1},
 }
+COSINES = [name for name in SCHEDULES if "cosine" in name]
 DEFAULT, OTHER = "stable", "stable, the other part at first"
 RULES: dict[str, Settings] = {
     DEFAULT: _OURS,

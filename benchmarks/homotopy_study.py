@@ -198,9 +198,9 @@ class Study:
         """Their records."""
         return self.runs(self.final_runs(method, horizon))
 
-    def rival(self, horizon: int) -> str:
+    def rival(self, horizon: int, among: Sequence[str] = tuple(SCHEDULES)) -> str:
         """The best tuned schedule."""
-        return self.chosen(list(SCHEDULES), horizon)
+        return self.chosen(among, horizon)
 
     # -- what estimates are worth, and what emerges ---------------------------------------------------------
 

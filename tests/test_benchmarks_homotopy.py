@@ -36,8 +36,10 @@ def test_a_study_from_grid_to_page_is_resumed_and_read_back(run, load, tmp_path,
     assert "Missing: step times of Ten overlapping clusters" in text
     grid = next(line for line in text.splitlines() if line.startswith("| founders' code | "))
     assert len(grid.split("|")) == 8  # its name, three η₀, two ranges
-    goals = next(line for line in text.splitlines() if line.startswith("| Ten overlapping clusters"))
-    assert "met" in goals
+    goals = [line for line in text.splitlines() if line.startswith("| Ten overlapping clusters")]
+    assert goals[0].endswith("| – | – |")
+    assert goals[1].count("met") == 2
+    assert all("×" in line for line in goals[2:4])
     assert "## The founders' two experiments" in text
     assert (tmp_path / "page" / "homotopy.md").read_text().strip() in text
     done = sorted((tmp_path / "mlp").glob("*.json"))
