@@ -49,9 +49,9 @@ def attach_talt(
 ) -> Attachment:
     """Let an optimizer step along TALT's updates in place of gradients.
 
-    Updates are as long as AdamW's, so that SGD takes AdamW's learning rates. An optimizer that divides by the
-    gradient's size itself, such as Adam, undoes TALT's gains: there it only sees other axes. One that has momentum
-    averages a second time; `options.gradient_smoothing=False` leaves that to it.
+    Updates are about as long as AdamW's, so that SGD takes AdamW's learning rates, or a few times these. An optimizer
+    that divides by the gradient's size itself, such as Adam, undoes TALT's gains: there it only sees other axes. One
+    that has momentum averages a second time; `options.gradient_smoothing=False` leaves that to it.
 
     Args:
         optimizer: Any that takes its gradients from `.grad`, by `step()` without a closure. Its groups are TALT's, with

@@ -17,7 +17,7 @@ from losslab.optim.groups import excluded, talt_param_groups
 from losslab.optim.talt import TALT
 
 # What the founders called it -> what it is here. Other names of theirs are refused: they did nothing, or worked around
-# what this implementation does not have (docs/talt.md).
+# what this implementation does not have.
 FOUNDERS = {
     "memory_size": "base_memory",
     "eigenspace_memory_size": "base_memory",

@@ -84,7 +84,7 @@ class ScheduleConfig(Section):
     def examples_of(self, batch: int, parts: int) -> int:
         """How many examples of a batch, which goes through the network in so many parts, the curvature is measured on.
 
-        An estimate is 2.6 gradients of these, every tenth step in the end: on an eighth of the batch about 3 % of the
+        An estimate is 2.6 gradients of these, every 100th step in the end: on an eighth of the batch about 0.3 % of the
         training. Fewer than 16 say little of the batch: their largest eigenvalue is far above its own.
         """
         usual = min(max(16, batch // 8), -(-batch // parts))

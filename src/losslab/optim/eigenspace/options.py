@@ -61,7 +61,7 @@ class TALTOptions:
         max_memory: Largest rank, of fix 1 too.
         max_megabytes: The most that the rows of one tensor's rank, or of its last gradients, may take.
         max_side: Sides longer than this are kept by their first r eigenvectors, the rest of space as one direction.
-        one_sided: Whether the shorter side alone gets a basis.
+        one_sided: Whether the shorter side alone gets a basis; of a square matrix both do.
         update_interval: Steps from one basis to the next.
         update_ramp: See `dynamic_updates`.
         trigger: What brings a new basis early, looked for after every 5th step: "gradient_change", the averaged

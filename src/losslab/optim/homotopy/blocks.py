@@ -28,7 +28,7 @@ def diagonal_blocks(hessian: BatchHessian, counts: Sequence[int], roots: Sequenc
         roots: P^(−½) of each block.
 
     Cost: nothing. A product with a block goes backwards through what lies between that layer and the loss, and finds
-    that layer's entries only: those of all B layers together cost about B/4 products with H (docs/homotopy_layers.md).
+    that layer's entries only: those of all B layers together cost less than B products with H.
     """
     found, first = [], 0
     for count, root in zip(counts, roots, strict=True):

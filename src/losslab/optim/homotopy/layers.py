@@ -58,8 +58,8 @@ class PerLayerHomotopyLR(LRScheduler):
         measured: Of all layers together: the largest of their norms, the whole gradient; None before the first.
         skipped: Estimates that were not finite; the rates then went on as they were.
 
-    Cost: at each estimate one gradient and one product for each of B layers, about B/4 products with the whole Hessian,
-    since each goes back as far as its layer only; or, with "joint", one product.
+    Cost: at each estimate one gradient and one product for each of B layers, fewer than B products with the whole
+    Hessian, since each goes back as far as its layer only; or, with "joint", one product.
 
     Raises:
         ValueError: A setting is unknown or out of range, or layers overlap.
