@@ -21,7 +21,7 @@ import torch
 from homotopy_methods import DEFAULT, FREQUENCY, METHODS, WARMED, estimates
 from homotopy_report import page, write_figure, write_metrics
 from homotopy_runs import HomotopyRuns, Run, Training
-from homotopy_study import COUNTS, EMERGES, FREQUENCIES, Protocol, Study
+from homotopy_study import COUNTS, FREQUENCIES, Protocol, Study
 from homotopy_tasks import SETTINGS, TASKS
 from homotopy_times import measure
 from optimizer_cache import Missing
@@ -49,7 +49,7 @@ def wanted(study: Study, stage: str) -> Iterator[list[Run]]:
         yield [r for h in study.horizons for name in study.contenders(h) for r in study.final_runs(name, h)]
     elif stage == "costs" and (task, optimizer) == COSTED:
         yield [r for count in COUNTS for frequency in FREQUENCIES for r in study.cost_runs(count, frequency)]
-    elif stage == "emerge" and task in EMERGES and (task == "sst2" or optimizer == "momentum"):
+    elif stage == "emerge" and study.emerges:
         yield study.emerging_runs()
 
 

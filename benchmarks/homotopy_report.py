@@ -11,7 +11,7 @@ import numpy as np
 from homotopy_figure import draw, rises
 from homotopy_goals import goal_lines, goals_of
 from homotopy_methods import DEFAULT, EXAMPLES, FRACTION, FREQUENCY, METHODS, RULES, estimates
-from homotopy_study import COUNTS, EARLY, EMERGES, FREQUENCIES, STARTS, Study, mean_estimate, ratio_estimate, width
+from homotopy_study import COUNTS, EARLY, FREQUENCIES, STARTS, Study, mean_estimate, ratio_estimate, width
 from homotopy_tasks import TASKS
 from homotopy_text import between, interval, percent, said
 from homotopy_times import known, name_of
@@ -165,7 +165,7 @@ def emerging_lines(studies: Sequence[Study], ask: Asked) -> list[str]:
     """How the rate changes where curvature alone sets it."""
     rows = []
     for study in studies:
-        if study.setting.task not in EMERGES or (study.setting.task, study.setting.optimizer) == ("mnist", "adamw"):
+        if not study.emerges:
             continue
         for (seed, scale), record in zip(STARTS, ask(lambda s=study: s.runs(s.emerging_runs())) or (), strict=False):
             cells = rises(record["history"])
@@ -248,7 +248,7 @@ def write_figure(studies: Sequence[Study], path: Path) -> None:
     """What emerges, drawn."""
     ask, found = Asked(), {}
     for study in studies:
-        if study.setting.task in EMERGES and (study.setting.task == "sst2" or study.setting.optimizer == "momentum"):
+        if study.emerges:
             records = ask(lambda s=study: s.runs(s.emerging_runs()))
             if records:
                 found[study.setting.title] = [record["history"] for record in records]

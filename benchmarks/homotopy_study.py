@@ -211,6 +211,12 @@ class Study:
         settings = {**self.settings(DEFAULT), "examples": examples, "frequency": frequency}
         return [self.run(settings, lr, seed, horizon) for seed in self.final_seeds]
 
+    @property
+    def emerges(self) -> bool:
+        """Whether a warm-up is looked for here: on each data set with one optimizer."""
+        task, optimizer = self.setting.task, self.setting.optimizer
+        return task in EMERGES and (task == "sst2" or optimizer == "momentum")
+
     def emerging_runs(self) -> list[Run]:
         """From five initialisations, with nothing but curvature to set the rate."""
         steps = max(4, round(self.protocol.length * EARLY))

@@ -28,9 +28,9 @@ SENSITIVITY_SEEDS = 5
 
 _ALL = dict.fromkeys(FIXES, True)
 _NONE = dict.fromkeys(FIXES, False)
-# Gradients as large as they are take rates a hundred times as large, with which the tuned weight decay, which is
-# multiplied by the rate, would leave nothing of the weights.
-_RAW = {"weight_decay": 0.0}
+# Gradients as large as they are take rates a hundred times as large: from the tuned one no walk would find them, and
+# the tuned weight decay, which is multiplied by the rate, would leave nothing of the weights.
+_RAW = {"lr": 1.0, "weight_decay": 0.0}
 NORMAL = "parameter_normalization"
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
