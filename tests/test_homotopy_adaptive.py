@@ -24,7 +24,7 @@ def test_what_an_optimizer_is_taken_for_decides(images, load, monkeypatch, capsy
     script.main()
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| adamw", "| talt", "| mom"))]
     adamw, careful, momentum = (
-        [[kind, part] for kind in ("adaptive", "of fixed P")] for part in ("0.3 to 0.5", "0.1 to 0.1", "0.2 to 0.5")
+        [[kind, part] for kind in ("adaptive", "of fixed P")] for part in ("0.3 to 0.5", "0.05 to 0.05", "0.2 to 0.5")
     )
     expected = [*adamw, *careful, ["adaptive", "0.3 to 0.3"], *momentum]
     assert [line.split(" | ")[1:3] for line in rows] == expected

@@ -240,15 +240,15 @@ def test_with_a_limit_that_is_not_exact_a_smaller_part_of_it_is_allowed():
     assert parts(SGD([matrix], 0.1)) == (0.2, 0.5)
     assert parts(AdamW([matrix])) == (0.3, 0.5)
     assert parts(AdamW([matrix]), PerLayerHomotopyLR) == (0.3, 0.3)
-    assert parts(TALT([matrix, gain])) == (0.1, 0.1)
-    assert parts(TALT([{"params": [matrix], "structure": "polar"}, {"params": [gain]}])) == (0.1, 0.1)
+    assert parts(TALT([matrix, gain])) == (0.05, 0.05)
+    assert parts(TALT([{"params": [matrix], "structure": "polar"}, {"params": [gain]}])) == (0.05, 0.05)
     scheduler = HomotopyLR(TALT([matrix]), lambda: matrix.square().sum())
     scheduler.options = HomotopyOptions(total_steps=10)
-    assert scheduler.options.part(10) == 0.1
+    assert scheduler.options.part(10) == 0.05
     assert parts(TALT([{"params": [gain]}, {"params": [matrix], "lr": 0.0}])) == (0.3, 0.5)
     assert parts(TALT([gain])) == parts(TALT([matrix, gain], options=TALTOptions(orthogonal=False))) == (0.3, 0.5)
     assert parts(SGD([matrix], 0.1), PerLayerHomotopyLR) == (0.2, 0.2)
-    assert parts(TALT([matrix]), PerLayerHomotopyLR) == (0.1, 0.1)
+    assert parts(TALT([matrix]), PerLayerHomotopyLR) == (0.05, 0.05)
 
 
 def test_when_the_preconditioner_is_known():

@@ -238,9 +238,9 @@ def test_the_part_of_the_limit_grows():
         ({"adaptive": True}, {}, (0.3, 0.5)),
         ({"one_rate": False}, {}, (0.2, 0.2)),
         ({"adaptive": True, "one_rate": False}, {}, (0.3, 0.3)),
-        ({"exact": False, "adaptive": True}, {}, (0.1, 0.1)),
+        ({"exact": False, "adaptive": True}, {}, (0.05, 0.05)),
         ({"exact": False}, {"fraction": 0.3, "late_fraction": 0.4}, (0.3, 0.4)),
-        ({"exact": False, "one_rate": False}, {"late_fraction": 0.4}, (0.1, 0.4)),
+        ({"exact": False, "one_rate": False}, {"late_fraction": 0.4}, (0.05, 0.4)),
     ],
 )
 def test_fractions_that_were_not_given(known, given, expected):

@@ -10,7 +10,7 @@ from losslab.optim.homotopy.checks import count, number, one_of
 RULES = ("stable", "seed", "seed_threshold")
 DECAYS = ("cooldown", "cosine", "linear", "none")
 # Of a limit: at first with a fixed and with an adaptive preconditioner, in the end, and where the limit is not exact.
-FRACTION, ADAPTIVE, LATE, CAUTIOUS = 0.2, 0.3, 0.5, 0.1
+FRACTION, ADAPTIVE, LATE, CAUTIOUS = 0.2, 0.3, 0.5, 0.05
 FOUNDERS_OWN = ("alpha", "target_curvature", "target_percentile", "target_window", "floor")
 STABLE_OWN = ("fraction", "late_fraction", "release")
 
@@ -24,7 +24,7 @@ class HomotopyOptions:
             where a step would become unstable. "seed" is the founders' η₀/(1 + α·κ/κ*), "seed_threshold" their code's
             η₀/(1 + α·max(0, κ/κ* − 1)).
         fraction: stable: the largest part, at first, of the rate at which a quadratic of this curvature diverges.
-            None: 0.2; 0.3 with an adaptive optimizer, which answers an overshoot; 0.1 with TALT, whose limit is not
+            None: 0.2; 0.3 with an adaptive optimizer, which answers an overshoot; 0.05 with TALT, whose limit is not
             exact.
         late_fraction: The same at the end of `total_steps`, and up to there in a straight line; without `total_steps`
             `fraction` stays. None: 0.5, or `fraction` if that is larger. Where the limit is not exact, or layers have
