@@ -36,6 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "all eight fixes": _ALL,
     **{f"all but {name}": {**_ALL, name: False, **(_RAW if name == NORMAL else {})} for name in FIXES},
+    "all but the last two": {**_ALL, "selective_amplification": False, "transformation_stability": False},
     **{f"only {name}": {**_NONE, name: True, **({} if name == NORMAL else _RAW)} for name in FIXES},
     "no fixes": {**_NONE, **_RAW},
     "v1": {**FIRST_VERSION, **_RAW},
