@@ -234,7 +234,10 @@ def cost_lines(study: Study, ask: Asked) -> list[str]:
 
 
 def write_metrics(studies: Sequence[Study], path: Path) -> None:
-    """Of the first final run on MNIST: the columns that the founders' demonstration exports, and more."""
+    """Of the first final run on MNIST: what `export_metrics` writes but the trace, which costs products of its own.
+
+    `losslab demo homotopy` has the constant rate's run beside it, as the founders' demonstration.
+    """
     for study in studies:
         if (study.setting.task, study.setting.optimizer) != ("mnist", "momentum"):
             continue
