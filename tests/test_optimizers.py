@@ -289,7 +289,7 @@ def test_talt_has_all_its_settings(model):
     assert (hidden["structure"], rest["structure"]) == ("lowrank", "diagonal")
     for group in (hidden, rest):
         assert (group["lr"], group["weight_decay"], group["betas"]) == (0.1, 0.2, (0.8, 0.7))
-        assert [group[fix] for fix in FIXES] == [False, *[True] * 7]
+        assert [group[fix] for fix in FIXES] == [False, *[True] * 5, False, False]
         assert (group["clip"], group["thresholds"], group["base_memory"]) == (3, (0.1, 0.2), 4)
 
 

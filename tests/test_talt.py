@@ -612,7 +612,7 @@ def test_impossible_options_are_refused(settings, message):
 def test_fixes_by_name():
     some = TALTOptions().with_fixes(["gradient_smoothing", "dynamic_updates"])
     assert [fix for fix in FIXES if getattr(some, fix)] == ["dynamic_updates", "gradient_smoothing"]
-    fewer = TALTOptions().without("dynamic_updates")
+    fewer = TALTOptions().with_fixes(FIXES).without("dynamic_updates")
     assert [fix for fix in FIXES if not getattr(fewer, fix)] == ["dynamic_updates"]
     message = r"fixes: gradient_smothing: expected one of .*; did you mean 'gradient_smoothing'\?"
     with pytest.raises(ValueError, match=message):
@@ -716,7 +716,9 @@ def test_where_the_loss_curves_down_valleys_stay_as_amplified_as_they_were():
     ends = {}
     for near, rising in ((0.0, 1.0), (1.0, 0.0), (1.0, 1.0)):
         x = nn.Parameter(torch.zeros(3, 4, dtype=torch.float64))
-        optimizer = TALT([x], options=TALTOptions(update_interval=50, dynamic_updates=False))
+        optimizer = TALT(
+            [x], options=TALTOptions(update_interval=50, dynamic_updates=False, selective_amplification=True)
+        )
         *first, last = drawn([(3, 4)], 6)
         for given in first:
             step(optimizer, given)
@@ -730,7 +732,8 @@ def test_where_the_loss_curves_down_valleys_stay_as_amplified_as_they_were():
 
 def test_a_probe_that_no_fix_asks_for_is_not_called():
     x = nn.Parameter(torch.ones(3, 4))
-    optimizer = TALT([x], probe=lambda: 1 / 0, options=TALTOptions(selective_amplification=False, probe_interval=1))
+    with pytest.warns(UserWarning, match="TALT: nothing asks the probe; selective_amplification=True does"):
+        optimizer = TALT([x], probe=lambda: 1 / 0, options=TALTOptions(probe_interval=1))
     for _ in range(3):
         step(optimizer, [torch.ones(3, 4)])
 
@@ -774,7 +777,7 @@ def test_a_probe_has_a_say_in_what_is_near_a_minimum():
         def loss(x=x, sign=sign):
             return sign * x.square().sum()
 
-        optimizer = TALT([x], 1e-3, probe=loss, options=TALTOptions(probe_interval=3))
+        optimizer = TALT([x], 1e-3, probe=loss, options=TALTOptions(selective_amplification=True, probe_interval=3))
         for done in range(1, 6):
             optimizer.zero_grad()
             loss().backward()

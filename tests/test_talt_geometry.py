@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from losslab.optim import TALT, TALTOptions
+from losslab.optim import FIXES, TALT, TALTOptions
 from losslab.optim.eigenspace.options import plain
 from losslab.optim.eigenspace.polar import COEFFICIENTS, LONG, STEPS, newton_schulz
 from talt_twins import drawn, normal, placed, step
 
-STILL = TALTOptions(orthogonal=False, dynamic_updates=False, update_interval=10)  # new bases after steps 1, 10, 20, …
+# New bases after steps 1, 10, 20, …
+STILL = replace(TALTOptions(orthogonal=False, update_interval=10).with_fixes(FIXES), dynamic_updates=False)
 
 
 def orthogonal(size: int, seed: int) -> torch.Tensor:

@@ -35,7 +35,7 @@ def test_every_combination_of_the_fixes(structure, chunk):
 
 
 MANY = drawn([(5, 4), (3, 2, 2)], 30)
-BASE = TALTOptions(base_memory=3, update_interval=4, near_fraction=0.7)
+BASE = TALTOptions(base_memory=3, update_interval=4, near_fraction=0.7).with_fixes(FIXES)
 CHANGES = {
     "both sides truncated": {"adaptive_memory": False, "base_memory": 2, "max_side": 3},
     "one side truncated, batch covariance": {"base_memory": 2, "max_side": 4, "incremental_covariance": False},

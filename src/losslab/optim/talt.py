@@ -81,6 +81,8 @@ class TALT(Optimizer):
         self._plans, self.probe, self.tokens = Plans(), probe, tokens
         self._loading: dict[str, Any] = {}
         super().__init__(params, {**own, "maximize": maximize, "skipped": 0, **plain(options or TALTOptions())})
+        if probe is not None and not any(group["selective_amplification"] for group in self.param_groups):
+            warnings.warn("TALT: nothing asks the probe; selective_amplification=True does", stacklevel=2)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, with settings of their own or the defaults.

@@ -40,7 +40,7 @@ class TALTOptions:
     """How TALT finds its eigenspaces and what it does in them.
 
     Without a fix the method is a simpler one, named after each; without any, and without fixed thresholds, TALT is
-    gradient descent. docs/talt.md has the formulas.
+    gradient descent. docs/talt.md has the formulas, and what each is worth: the last two nothing, so they are off.
 
     Attributes:
         adaptive_memory: Fix 1. Rank r = max(base_memory, min(2√d, 50), d/10) of a side, or a flat gradient, of length d
@@ -99,8 +99,8 @@ class TALTOptions:
     gradient_smoothing: bool = True
     incremental_covariance: bool = True
     parameter_normalization: bool = True
-    selective_amplification: bool = True
-    transformation_stability: bool = True
+    selective_amplification: bool = False
+    transformation_stability: bool = False
     base_memory: int = 10
     max_memory: int = 128
     max_megabytes: float = 256.0
