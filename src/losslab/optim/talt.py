@@ -39,7 +39,7 @@ class TALT(Optimizer):
 
     Args:
         params: Tensors or groups; a group may set anything that is set here, and each of `TALTOptions`' names.
-        lr: Learning rate: updates are about as long as AdamW's. Tuned on six small tasks it is 0.02 to 0.04.
+        lr: Learning rate: updates are about as long as AdamW's. Tuned on six small tasks it is 0.01 to 0.04.
         betas: How much of the averages of the gradient and of its square is kept.
         eps: Added to the root of the square, as in Adam.
         weight_decay: Apart from the gradient, times the learning rate.
