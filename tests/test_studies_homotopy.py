@@ -38,14 +38,13 @@ def test_the_section_has_all_that_the_options_have_with_their_defaults():
     estimator = inspect.signature(CurvatureEstimator).parameters
     for name in ("power_iterations", "num_samples"):
         assert getattr(schedule, name) == estimator[name].default
-    changed = ScheduleConfig(name="homotopy", warmup_steps=5, max_lr=0.5, target_window="p2", target_curvature=7.0)
-    assert changed.homotopy(9) == HomotopyOptions(
-        warmup_steps=5, max_lr=0.5, target_window="p2", target_curvature=7.0, total_steps=9
-    )
+    founders = {"rule": "seed", "warmup_steps": 5, "max_lr": 0.5, "target_window": "p2", "target_curvature": 7.0}
+    changed = ScheduleConfig(name="homotopy", **founders)
+    assert changed.homotopy(9) == HomotopyOptions(**founders, total_steps=9)
 
 
 def test_it_is_kept_in_the_configuration_and_other_schedules_are_without_it():
-    config = make_config({"schedule": {**HOMOTOPY, "alpha": 2.0, "examples": 8}})
+    config = make_config({"schedule": {**HOMOTOPY, "rule": "seed", "alpha": 2.0, "examples": 8}})
     plain = json.loads(json.dumps(config.model_dump(mode="json")))
     assert (plain["schedule"]["alpha"], plain["schedule"]["max_lr"]) == (2.0, None)
     assert make_config(plain) == config
@@ -57,8 +56,8 @@ def test_it_is_kept_in_the_configuration_and_other_schedules_are_without_it():
 def test_scheduler_is_another_name_of_the_section(tmp_path):
     path, batch = tmp_path / "run.yaml", tmp_path / "batch.yaml"
     path.write_text("scheduler: {name: homotopy, frequency: 20}")
-    config = load_config(path, ["scheduler.alpha=3", "schedule.ema=0.5"])
-    assert config.schedule == ScheduleConfig(name="homotopy", frequency=20, alpha=3.0, ema=0.5)
+    config = load_config(path, ["scheduler.release=1.5", "schedule.ema=0.5"])
+    assert config.schedule == ScheduleConfig(name="homotopy", frequency=20, release=1.5, ema=0.5)
     assert from_assignments(["scheduler.name=homotopy"]).schedule.name == "homotopy"
     assert apply(config, {"scheduler.frequency": 5}).schedule.frequency == 5
     batch.write_text("{defaults: {schedule: {name: cosine}}, runs: [{name: a, scheduler: {name: homotopy}}]}")
@@ -71,6 +70,7 @@ def test_scheduler_is_another_name_of_the_section(tmp_path):
         ({"schedule": {"name": "cosine", "alpha": 2.0}}, "schedule: 'alpha' does nothing in cosine: remove it"),
         ({"schedule": {"examples": 8}}, "schedule: 'examples' does nothing in constant: remove it"),
         ({"schedule": {**HOMOTOPY, "frequenzy": 8}}, "schedule.frequenzy: unknown key, did you mean 'frequency'?"),
+        ({"schedule": {**HOMOTOPY, "alpha": 2.0}}, "schedule: alpha: does nothing with rule='stable'"),
         ({"schedule": {**HOMOTOPY, "fraction": 0}}, "schedule: fraction: expected None or a finite number above 0"),
         (
             {"schedule": {**HOMOTOPY, "target_curvature": "adaptif"}},
