@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from cases import gen
-from losslab.optim import TALT, TALTOptions
+from losslab.optim import TALT, ImprovedTALTOptimizer, TALTOptions, attach_talt, phase, talt_param_groups
 from talt_twins import drawn, placed, step
 
 SHAPES = [(4, 5), (4, 5), (3, 2, 2), (6,), (), (5, 1)]
@@ -146,3 +147,48 @@ def test_impossible_arguments_are_refused(settings, message):
 def test_numbers_of_numpy_are_numbers():
     assert TALTOptions(max_side=np.int64(64)) == TALTOptions(max_side=64)
     assert type(TALTOptions(max_side=np.int64(64)).max_side) is int
+
+
+def test_a_fused_optimizer_behind_talt_wants_gradients_without_a_scale():
+    """It divides by the scale in its own step, where TALT's update stands in the gradient's place."""
+    weight = nn.Parameter(torch.ones(3, 3))
+    optimizer = torch.optim.SGD([weight], lr=0.1, fused=True)
+    attach_talt(optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    before = weight.detach().clone()
+    scaler.scale(weight.square().sum()).backward()
+    with pytest.raises(RuntimeError, match="attach_talt: expected gradients without a loss scale; call scaler"):
+        scaler.step(optimizer)
+    assert torch.equal(weight, before)
+    with pytest.raises(TypeError, match=r"optimizer: expected a torch.optim.Optimizer, got Linear"):
+        attach_talt(nn.Linear(2, 2))
+
+
+def test_phases_need_averages():
+    weight = nn.Parameter(torch.ones(4, 3))
+    optimizer = TALT([weight], betas=(0.0, 0.99))
+    for seed in range(4):
+        weight.grad = torch.randn(4, 3, generator=gen(seed))
+        optimizer.step()
+    with pytest.raises(ValueError, match=r"expected averaged gradients, got betas\[0\] = 0; phases need 0.1 or more"):
+        phase(optimizer)
+
+
+@pytest.mark.parametrize("kind", [parametrizations.spectral_norm, parametrizations.weight_norm])
+def test_what_a_kernel_is_computed_from_is_a_kernel(kind):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), kind(nn.Conv2d(4, 5, 3)))
+    hidden, _ = talt_param_groups(model)
+    assert [tuple(weight.shape) for _, weight in hidden["params"]] == [(4, 3, 3, 3), (5, 4, 3, 3)]
+
+
+def test_the_founders_form_says_what_it_was_given_by_mistake():
+    model = nn.Linear(3, 3)
+    for settings, message in (
+        ({"base_optimizer": "sgd"}, "base_optimizer: expected a class such as torch.optim.SGD, got 'sgd'"),
+        ({"weight_decay": 0.1}, "weight_decay: no such setting; it is the base optimizer's: base_optimizer=functools"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            ImprovedTALTOptimizer(model, **settings)
+    optimizer = ImprovedTALTOptimizer(model)
+    with pytest.raises(ValueError, match="state_dict: expected one of ImprovedTALTOptimizer, got one without 'scaler'"):
+        optimizer.load_state_dict(torch.optim.SGD(model.parameters()).state_dict())
