@@ -7,15 +7,13 @@ that is taken for adaptive the median of its last three estimates counts; for an
 """
 
 import argparse
-import statistics
-import warnings
 from pathlib import Path
 
 import torch
 from homotopy_methods import EXAMPLES, FREQUENCY
 from homotopy_runs import Run, Training
 from homotopy_tasks import TASKS
-from homotopy_text import said
+from homotopy_text import with_worst
 from table import machine, markdown, publish
 
 RATES = {
@@ -36,11 +34,7 @@ def trained(row: Row, lr: float, seed: int, data: Path, steps: int) -> Training:
     settings = {"rule": "stable", "examples": EXAMPLES, "frequency": FREQUENCY, "lr": lr, **fractions}
     training = Training(Run("mnist", optimizer, settings, seed, steps), TASKS["mnist"].data(data), torch.device("cpu"))
     training.scheduler.rule.adaptive = adaptive
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "HomotopyLR: curvature that is not finite")
-        while training.steps < steps and not training.diverged:
-            training.step()
-    return training
+    return training.finish()
 
 
 def table(data: Path, seeds: int, steps: int) -> list[str]:
@@ -52,7 +46,7 @@ def table(data: Path, seeds: int, steps: int) -> list[str]:
         for lr in RATES[optimizer]:
             done = [trained(row, lr, seed, data, steps) for seed in range(seeds)]
             losses = [training.record()["loss"] for training in done]
-            cells.append(f"{lr:g}: {said(statistics.mean(losses), '.3f')} ({said(max(losses), '.3f')})")
+            cells.append(f"{lr:g}: {with_worst(losses)}")
         part = done[0].scheduler.options.part
         taken = f"{part(0):g} to {part(steps):g}"
         rows.append([optimizer, "adaptive" if adaptive else "of fixed P", taken, *cells])

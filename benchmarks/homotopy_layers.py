@@ -8,15 +8,13 @@ part of the limit that layers keep is there too, so that the step's length is no
 """
 
 import argparse
-import statistics
-import warnings
 from pathlib import Path
 
 import torch
 from homotopy_methods import EXAMPLES, FREQUENCY, settings_of
 from homotopy_runs import Run, Training
 from homotopy_tasks import TASKS
-from homotopy_text import said
+from homotopy_text import with_worst
 from table import machine, markdown, publish
 
 from losslab.optim import PerLayerHomotopyLR, by_module
@@ -49,11 +47,7 @@ def final_loss(task: str, optimizer: str, row: str, lr: float, seed: int, data: 
             frequency=FREQUENCY,
             total_steps=steps,
         )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*curvature that is not finite")
-        while training.steps < steps and not training.diverged:
-            training.step()
-    return float(training.record()["loss"])
+    return float(training.finish().record()["loss"])
 
 
 def table(task: str, optimizer: str, data: Path, seeds: int, steps: int | None) -> list[str]:
@@ -64,7 +58,7 @@ def table(task: str, optimizer: str, data: Path, seeds: int, steps: int | None) 
         cells = []
         for lr in rates:
             losses = [final_loss(task, optimizer, row, lr, seed, data, steps) for seed in range(seeds)]
-            cells.append(f"{said(statistics.mean(losses), '.3f')} ({said(max(losses), '.3f')})")
+            cells.append(with_worst(losses))
         rows.append([row, *cells])
     return markdown((f"{optimizer}, η₀", *(f"{lr:g}" for lr in rates)), rows)
 

@@ -7,8 +7,6 @@ that was ever reckoned with; "forgetful" is the same rule without that. A schedu
 """
 
 import argparse
-import statistics
-import warnings
 from pathlib import Path
 
 import torch
@@ -16,7 +14,7 @@ from homotopy_adaptive import RATES
 from homotopy_methods import DEFAULT, settings_of
 from homotopy_runs import Run, Training
 from homotopy_tasks import TASKS
-from homotopy_text import said
+from homotopy_text import with_worst
 from table import machine, markdown, publish
 
 from losslab.optim import HomotopyLR
@@ -31,14 +29,13 @@ def final_loss(optimizer: str, method: str, lr: float, seed: int, data: Path, st
     training = Training(
         Run("mnist", optimizer, {"lr": lr, **settings}, seed, steps), TASKS["mnist"].data(data), torch.device("cpu")
     )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "HomotopyLR: curvature that is not finite")
-        while training.steps < steps and not training.diverged:
-            training.step()
-            if method == "forgetful":
-                assert isinstance(training.scheduler, HomotopyLR)
-                training.scheduler.rule.sharpest = 0.0
-    return training.record()["loss"]
+
+    def forget() -> None:
+        if method == "forgetful":
+            assert isinstance(training.scheduler, HomotopyLR)
+            training.scheduler.rule.sharpest = 0.0
+
+    return training.finish(after=forget).record()["loss"]
 
 
 def table(optimizer: str, data: Path, seeds: int, steps: int) -> list[str]:
@@ -48,7 +45,7 @@ def table(optimizer: str, data: Path, seeds: int, steps: int) -> list[str]:
         cells = []
         for lr in rates:
             losses = [final_loss(optimizer, method, lr, seed, data, steps) for seed in range(seeds)]
-            cells.append(f"{said(statistics.mean(losses), '.3f')} ({said(max(losses), '.3f')})")
+            cells.append(with_worst(losses))
         rows.append([method, *cells])
     return markdown((f"{optimizer}, η₀", *(f"{lr:g}" for lr in rates)), rows)
 

@@ -32,9 +32,7 @@ def final_loss(settings: dict[str, object], rate: float, seed: int, data: Path, 
     training = Training(run, TASKS["mnist"].data(data), torch.device("cpu"))
     if rate:
         OnlineTuning(training.scheduler, rate=rate)
-    while training.steps < steps and not training.diverged:
-        training.step()
-    return training.record()["loss"]
+    return training.finish().record()["loss"]
 
 
 def table(data: Path, seeds: int, steps: int) -> list[str]:

@@ -5,6 +5,7 @@ import json
 import math
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -105,6 +106,15 @@ class Training:
             torch.cuda.synchronize()
         return time.perf_counter()
 
+    def finish(self, after: Callable[[], None] = lambda: None) -> "Training":
+        """Train to the horizon, or until the loss is not finite; `after` each step something more."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*curvature that is not finite")
+            while self.steps < self.run.horizon and not self.diverged:
+                self.step()
+                after()
+        return self
+
     def record(self) -> Record:
         """Where it ended: a loss that is not finite is an infinite one."""
         found: Record = {"diverged": self.diverged, "loss": math.inf, "accuracy": 0.0, "steps": self.steps}
@@ -128,12 +138,7 @@ def short(numbers: list[float]) -> list[float]:
 
 def train(run: Run, data: Data, device: torch.device) -> Record:
     """Train to the horizon, or until the loss is not finite."""
-    training = Training(run, data, device)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "HomotopyLR: curvature that is not finite")
-        while training.steps < run.horizon and not training.diverged:
-            training.step()
-    return training.record()
+    return Training(run, data, device).finish().record()
 
 
 class HomotopyRuns(Runs):

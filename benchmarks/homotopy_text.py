@@ -1,6 +1,8 @@
 """Numbers as the learning-rate study prints them."""
 
 import math
+import statistics
+from collections.abc import Sequence
 
 from homotopy_study import Width
 
@@ -28,6 +30,11 @@ def between(found: Width | None) -> str:
     ratio = f"{'≥ ' if found.open_low or found.open_high else ''}{found.ratio:{form}}×"
     low, high = ("≤ " if found.open_low else "") + f"{found.low:.2g}", ("≥ " if found.open_high else "")
     return f"{ratio} ({low} to {high}{found.high:.2g})"
+
+
+def with_worst(losses: Sequence[float]) -> str:
+    """Their mean, and the largest."""
+    return f"{said(statistics.mean(losses), '.3f')} ({said(max(losses), '.3f')})"
 
 
 def percent(share: float) -> str:
