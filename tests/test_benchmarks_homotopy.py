@@ -271,3 +271,31 @@ def test_tuning_online_is_measured_at_its_smallest(load, tmp_path, monkeypatch, 
     slow = {"rule": "seed", "target_curvature": 0.03, "examples": 32, "frequency": 10}
     plain, tuned = (script.final_loss(slow, rate, 0, tmp_path, 8) for rate in (0.0, 0.5))
     assert plain != tuned  # it is attached
+
+
+def test_the_part_at_first_is_the_optimizers(load):
+    """The default's settings are said, so that a cached run is of this part; the other row has the other one."""
+    methods = load("homotopy_methods")
+    found = {
+        (name, optimizer): methods.settings_of(name, optimizer).get("fraction")
+        for name in (methods.DEFAULT, methods.OTHER, "stable, without total_steps", "constant")
+        for optimizer in ("momentum", "adamw")
+    }
+    assert list(found.values()) == [0.2, 0.3, 0.3, 0.2, 0.2, 0.3, None, None]
+
+
+def test_losses_are_compared_with_the_usual_schedules_and_with_all(load):
+    goals, estimate = load("homotopy_goals"), load("homotopy_study").ratio_estimate
+    ratios = [estimate([1.0, 2.0, 4.0], other) for other in ([1.0, 2.0, 4.0], [0.5, 1.0, 2.0])]
+    study = types.SimpleNamespace(setting=types.SimpleNamespace(title="a task"))
+    lines = goals.goal_lines([goals.Goals(study, None, ratios, ["cosine", "cooldown"], [None] * 3, [None] * 3)])
+    row = [line for line in lines if line.startswith("| a task")][1]
+    assert row == "| a task | 1.000 [1.000, 1.000] (cosine) | met | 2.000 [2.000, 2.000] (cooldown) | not met |"
+
+
+def test_the_ablations_raw_gradients_have_a_rate_of_their_own_and_no_decay(load):
+    variants = load("optimizer_ablation").VARIANTS
+    raw = [name for name, own in variants.items() if own.get("parameter_normalization") is False]
+    assert len(raw) == 10
+    assert all((variants[name]["lr"], variants[name]["weight_decay"]) == (1.0, 0.0) for name in raw)
+    assert not any("lr" in own for name, own in variants.items() if name not in raw)
