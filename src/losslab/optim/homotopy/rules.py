@@ -2,7 +2,7 @@
 
 import math
 
-COOLDOWN = 0.4  # of a run: 0.2 to 0.5 end alike on small networks, 0.3 and 0.4 lowest
+COOLDOWN = 0.4  # of a run; benchmarks/results/homotopy.md has it beside a cosine
 
 
 def seed_factor(kappa: float, target: float, alpha: float, *, threshold: bool = False) -> float:
