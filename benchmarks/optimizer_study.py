@@ -40,7 +40,7 @@ class Protocol:
 
     trials: int = 16
     again: int = 3
-    tuning_seeds: int = 3
+    tuning_seeds: int = 5
     seeds: int | None = None
     length: float = 1.0
 

@@ -269,17 +269,17 @@ def test_attention_and_batch_norm():
     assert float((differences @ vector - product).norm()) < 1e-5 * float(product.norm())
 
 
+@pytest.mark.parametrize("root", [None, lambda vs: [v * v.new_ones(v.shape) for v in vs]])
 @pytest.mark.parametrize("differences", [False, True])
-def test_sparse_gradients_of_embeddings_count_as_whole_ones(differences):
+def test_sparse_gradients_of_embeddings_count_as_whole_ones(differences, root):
     rows = torch.tensor([1, 2, 2, 5])
     found = []
     for sparse in (False, True):
         table = nn.Embedding(7, 3, sparse=sparse, dtype=torch.float64)
         with torch.no_grad():
             table.weight.copy_(normal(7, 3))
-        of_batch = BatchHessian(
-            lambda table=table: table(rows).tanh().square().sum(), [table.weight], differences=differences
-        )
+        loss = lambda table=table: table(rows).tanh().square().sum()  # noqa: E731
+        of_batch = BatchHessian(loss, [table.weight], root=root, differences=differences)
         found.append((of_batch.gradient_norm, of_batch @ normal(21)))
     (norm, product), (sparse_norm, sparse_product) = found
     assert norm == sparse_norm > 0

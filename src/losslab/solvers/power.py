@@ -1,5 +1,6 @@
 """The eigenpair of largest magnitude by power iteration: no basis to keep, and each call can begin where one ended."""
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from losslab.operators.base import LinearOperator, require_operator
 from losslab.random import gaussian, make_generator
+from losslab.ranks import Split
 from losslab.solvers.budget import Budget
 from losslab.solvers.krylov import basis_dtype, rounding_of
 from losslab.status import Progress, Status
@@ -79,18 +81,18 @@ def power_iteration(
     vector = _unit_start(operator, gaussian((operator.size,), make_generator(seed)) if start is None else start)
     budget = Budget(max_matvecs, time_budget, progress, ranks=operator.split.ranks)
     known_seed = seed if start is None and isinstance(seed, int) else None
-    largest = 0.0  # ‖Av‖ met: ‖A‖ from below
+    whole, largest = Split(operator.size), 0.0  # ‖Av‖ met: ‖A‖ from below
     while True:
         product = (operator @ vector).to(vector.dtype)
-        length, value = _norm(product), float(torch.sum(vector * product, dtype=torch.float64))
+        length, value = whole.norm(product), float(whole.dots(vector[None], product[None]))
         if not math.isfinite(length):
             budget.spend(1)
             return DominantEigenpair(math.nan, math.inf, math.inf, vector, budget.used, Status.nonfinite, known_seed)
-        residual, largest = _norm(product - value * vector), max(largest, length)
+        residual, largest = whole.norm(torch.sub(product, vector, alpha=value)), max(largest, length)
         rounding = rounding_of(operator) * largest
         if length > 0:  # the sign of θ keeps v from turning over where it is negative
             vector = product / math.copysign(length, value)
-        budget.spend(1, f"{value:.6g}±{residual:.0e}")
+        budget.spend(1, functools.partial("{:.6g}±{:.0e}".format, value, residual))
         over = Status.converged if residual <= max(tol * abs(value), rounding) else budget.stop()
         if over is not None:
             return DominantEigenpair(value, residual, residual + rounding, vector, budget.used, over, known_seed)
@@ -101,11 +103,7 @@ def _unit_start(operator: LinearOperator, start: Tensor) -> Tensor:
         got = tuple(start.shape) if isinstance(start, Tensor) else type(start).__name__
         raise ValueError(f"start: expected a tensor of shape ({operator.size},), got {got}")
     vector = start.to(operator.device, basis_dtype(operator))
-    length = _norm(vector)
+    length = Split(operator.size).norm(vector)
     if not math.isfinite(length) or length == 0.0:
         raise ValueError(f"start: expected a finite vector that is not zero, got one of norm {length}")
     return vector / length
-
-
-def _norm(vector: Tensor) -> float:
-    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))

@@ -97,33 +97,39 @@ class BatchHessian(LinearOperator):
         return max(torch.finfo(parameter.dtype).eps for parameter in self.parameters)
 
     def _matmat(self, matrix: Tensor) -> Tensor:
-        columns = [self._mean(self._rooted(self._product(self._rooted(column)))) for column in matrix.mT]
-        return torch.stack(columns, dim=1)
+        columns = [self._mean(self._flat(self._column(column))) for column in matrix.mT]
+        return columns[0].unsqueeze(1) if len(columns) == 1 else torch.stack(columns, dim=1)
 
-    def _product(self, vector: Tensor) -> Tensor:
-        """Hv."""
+    def _column(self, vector: Tensor) -> Gradients:
+        """P^(−½)HP^(−½)v."""
+        views = self._views(vector)
+        if self.root is None:
+            return self._product(views)
+        return self.root(self._whole(self._product(self.root(views))))
+
+    def _product(self, vectors: Tensors) -> Gradients:
+        """Hv; None where it is zero."""
         if self.complaint is None:
             try:
-                return self._derivative(vector)
+                return self._derivative(vectors)
             except RuntimeError as error:
                 self._fall_back(error)
-        return self._difference(vector)
+        return self._difference(vectors)
 
-    def _derivative(self, vector: Tensor) -> Tensor:
+    def _derivative(self, vectors: Tensors) -> Gradients:
         """∂⟨∇L, v⟩/∂θ (Pearlmutter 1994)."""
-        pairs = zip(self.gradients, self._views(vector), strict=True)
+        pairs = zip(self.gradients, vectors, strict=True)
         curved = [(g, v.to(g.dtype)) for g, v in pairs if g is not None and g.requires_grad]
         if not curved:
-            return torch.zeros_like(vector)  # the loss is linear
+            return [None] * len(vectors)  # the loss is linear
         outputs, directions = zip(*curved, strict=True)
-        found = torch.autograd.grad(outputs, self.parameters, directions, retain_graph=True, allow_unused=True)
-        return self._flat(found)
+        return torch.autograd.grad(outputs, self.parameters, directions, retain_graph=True, allow_unused=True)
 
-    def _difference(self, vector: Tensor) -> Tensor:
+    def _difference(self, vectors: Tensors) -> Gradients:
         """‖v‖·(∇L(θ + hu) − ∇L(θ − hu))/2h, u = v/‖v‖, h = eps^(1/3)·(1 + ‖θ‖)/16."""
         theta = self._flat(self.parameters)
         step = self._eps ** (1 / 3) * (1 + self._norm(theta)) / 2**HALVINGS
-        return Differences(self._gradient_at, theta, Split(self.size)).product(vector, step)
+        return self._views(Differences(self._gradient_at, theta, Split(self.size)).product(self._flat(vectors), step))
 
     def _gradient_at(self, theta: Tensor) -> Tensor:
         kept = self._flat(self.parameters)
@@ -144,9 +150,6 @@ class BatchHessian(LinearOperator):
             raise error
         self.complaint = str(error).splitlines()[0]
 
-    def _rooted(self, vector: Tensor) -> Tensor:
-        return vector if self.root is None else self._flat(self.root(self._views(vector)))
-
     def _mean(self, vector: Tensor) -> Tensor:
         return self.ranks.sum(vector) / self.ranks.count if self.ranks.count > 1 else vector
 
@@ -158,10 +161,13 @@ class BatchHessian(LinearOperator):
         return [part.view(p.shape) for part, p in zip(parts, self.parameters, strict=True)]
 
     def _flat(self, tensors: Gradients) -> Tensor:
+        return torch.cat([part.reshape(-1) for part in self._whole(tensors)])
+
+    def _whole(self, tensors: Gradients) -> list[Tensor]:
+        """Zero where there is none; embeddings' may be sparse."""
         pairs = zip(tensors, self.parameters, strict=True)
         parts = [(torch.zeros_like(p) if t is None else t).detach() for t, p in pairs]
-        whole = [part.to_dense() if part.is_sparse else part for part in parts]  # embeddings' may be sparse
-        return torch.cat([part.reshape(-1).to(self.dtype) for part in whole])
+        return [(part.to_dense() if part.is_sparse else part).to(self.dtype) for part in parts]
 
 
 def gradient(loss: Loss, parameters: Tensors, *, create_graph: bool = False) -> tuple[Tensor, Gradients]:

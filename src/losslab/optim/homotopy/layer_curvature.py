@@ -38,7 +38,7 @@ class LayerCurvature:
         self,
         loss: Loss,
         layers: Mapping[str, Sequence[Tensor]],
-        root: Callable[[Tensors], Root] | None = None,
+        root: Callable[[Tensors], Root | None] | None = None,
         ranks: Ranks = ALONE,
     ) -> dict[str, Curvature]:
         """Estimate it now, in the layers' order.

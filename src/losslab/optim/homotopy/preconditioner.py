@@ -1,5 +1,6 @@
 """How much curvature can an optimizer bear, in which metric?  λ_max(P^(−½)HP^(−½)) < limit/η."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from losslab.optim.eigenspace.plans import layout_of
 from losslab.optim.eigenspace.rule import responses, thresholds
 from losslab.optim.homotopy.batch_hessian import Root, Tensors
 from losslab.optim.talt import TALT
+
+_OfOne = Callable[[Tensor], Tensor]  # P^(−½) of one parameter
 
 
 def bare(optimizer: Optimizer) -> Optimizer:
@@ -72,42 +75,49 @@ def ready(optimizer: Optimizer) -> bool:
     return not adaptive(optimizer) or any(bare(optimizer).state.values())
 
 
-def inverse_root(optimizer: Optimizer, parameters: Tensors) -> Root:
-    """P^(−½) for the optimizer's parameters as its state is now; of an unknown optimizer the identity.
+def inverse_root(optimizer: Optimizer, parameters: Tensors) -> Root | None:
+    """P^(−½) for the optimizer's parameters as its state is now; None where it is the identity: SGD's with one rate.
 
-    Groups with rates of their own count by their ratio to the first that moves: η_i/η is a part of P⁻¹. Parameters
-    without state, which never had a gradient, and those whose group has no limit have P^(−½) = 0.
+    Groups with rates of their own count by their ratio to the first that moves: η_i/η is a part of P⁻¹, which of an
+    unknown optimizer is all that is known. Parameters without state, which never had a gradient, and those whose group
+    has no limit have P^(−½) = 0.
 
     Memory: P numbers, or TALT's tables of λ.
     """
     optimizer = bare(optimizer)
     groups = optimizer.param_groups
     first = _rate(groups[leading(groups)])
-    where = {parameter: group for group in groups for parameter in group["params"]}
-    roots = [_root(optimizer, where[p], p) for p in parameters]
-    ratios = [math.sqrt(_rate(where[p]) / first) if first else 1.0 for p in parameters]
+    where: dict[Tensor, Callable[[Tensor], _OfOne | None]] = {}
+    for group in groups:
+        ratio = math.sqrt(_rate(group) / first) if first else 1.0
+        where |= dict.fromkeys(group["params"], functools.partial(_root, optimizer, group, ratio))
+    roots = [where[parameter](parameter) for parameter in parameters]
+    if all(root is None for root in roots):
+        return None
 
     @torch.no_grad()
-    def root(vectors: Sequence[Tensor]) -> list[Tensor]:
-        return [ratio * of(v) for ratio, of, v in zip(ratios, roots, vectors, strict=True)]
+    def inverse_root_of(vectors: Sequence[Tensor]) -> list[Tensor]:
+        return [v if root is None else root(v) for root, v in zip(roots, vectors, strict=True)]
 
-    return root
+    return inverse_root_of
 
 
 @torch.no_grad()
-def _root(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor) -> Callable[[Tensor], Tensor]:
+def _root(optimizer: Optimizer, group: dict[str, Any], ratio: float, parameter: Tensor) -> _OfOne | None:
+    """That of one parameter, times its group's √(η_i/η); None is the identity."""
     state, rule, talt = optimizer.state.get(parameter, {}), rule_of(optimizer), isinstance(optimizer, TALT)
-    if rule is None and not talt:
-        return torch.clone
-    if math.isnan(_limit(optimizer, group)) or not (state or (rule is not None and rule.stateless)):
+    if not talt and (rule is None or rule.stateless):
+        return None if ratio == 1 else lambda v: ratio * v
+    if not state or math.isnan(_limit(optimizer, group)):
         return torch.zeros_like
     if rule is None:
-        return _talt_root(group, state, parameter)
-    scale = rule.preconditioner(group, state).rsqrt()
+        root = _talt_root(group, state, parameter)
+        return lambda v: ratio * root(v)
+    scale = rule.preconditioner(group, state).rsqrt() * ratio
     return lambda v: v * scale.to(v)
 
 
-def _talt_root(group: dict[str, Any], state: dict[str, Tensor], parameter: Tensor) -> Callable[[Tensor], Tensor]:
+def _talt_root(group: dict[str, Any], state: dict[str, Tensor], parameter: Tensor) -> _OfOne:
     """Q(s/(1 − β₁ᵗ))^(½)Qᵀv, as the next step would shape it."""
     options = of_group(group)
     stack = stacked([state], layout_of(parameter, group, options), options)

@@ -80,8 +80,8 @@ class RateRule:
             if not options.rise and math.isnan(curvature) and self.recent:
                 # At full rate already: until three are there the last one holds it back, and is then forgotten.
                 curvature, begins = self.recent[-1], True
-            bounds = ((curvature, options.part(step)), (self.sharpest, 1.0))
-            ceiling = min(base, *(stable_rate(bound, self.limit, part) for bound, part in bounds))
+            now = stable_rate(curvature, self.limit, options.part(step))
+            ceiling = min(base, now, stable_rate(self.sharpest, self.limit, 1.0))
         else:
             threshold = options.rule == "seed_threshold"
             target = self.target(base, step) if target is None else target

@@ -156,15 +156,18 @@ class HomotopyLR(Follower, LRScheduler):
             return list(self.get_last_lr())
         for group in self.optimizer.param_groups[len(self.base_lrs) :]:  # added since
             self.base_lrs.append(group.setdefault("initial_lr", group["lr"]))
-        due, began = self._due(), time.perf_counter()
-        found = self._measure() if due else None
-        seconds = time.perf_counter() - began
-        if found is not None or not due:
-            self._advance()
-        lr, first = self.rule.at(self.last_epoch), self.base_lr
-        if found is not None:
-            self._note(found, step=self.last_epoch, lr=lr, target=self.target, seconds=seconds)
-        return [float(base) * (lr / first) if first else 0.0 for base in self.base_lrs]
+        first = self.base_lr
+        if not self._due():
+            self._advance(first)
+        else:
+            began = time.perf_counter()
+            if (found := self._measure()) is not None:
+                seconds = time.perf_counter() - began
+                self._advance(first)
+                lr = self.rule.at(self.last_epoch)
+                self._note(found, step=self.last_epoch, lr=lr, target=self.target, seconds=seconds)
+        factor = self.rule.at(self.last_epoch) / first if first else 0.0
+        return [float(base) * factor for base in self.base_lrs]
 
     def _due(self) -> bool:
         """Never as the scheduler is made, when there may be no batch yet."""
@@ -175,14 +178,14 @@ class HomotopyLR(Follower, LRScheduler):
     def _parameters(self) -> list[Tensor]:
         return trainable(p for group in self.optimizer.param_groups for p in group["params"])
 
-    def _advance(self) -> None:
+    def _advance(self, base: float) -> None:
         rule, made = self.rule, math.isnan(self.rule.rate)
         if made and self.last_epoch > 0:  # with `last_epoch`, to go on: the optimizer has the rate
             rule.rate = float(self.optimizer.param_groups[self._first]["lr"]) / (rule.fall(self.last_epoch) or 1.0)
             return
         if self.last_epoch == 0:
             rule.rate = math.nan  # it is SequentialLR's turn: begin
-        rule.advance(self.base_lr, self.last_epoch - 1)
+        rule.advance(base, self.last_epoch - 1)
 
     def _measure(self) -> Curvature | None:
         """The curvature now, taken into account; None where it is not finite."""
