@@ -14,7 +14,7 @@ from optimizer_runs import Run
 from optimizer_study import OPTIMIZERS, Settings, Study
 from table import markdown
 
-from losslab.optim import FIXES
+from losslab.optim import FIXES, TALTOptions
 from losslab.optim.eigenspace.options import FIRST_VERSION
 from losslab.studies.compare.statistics import Estimate, difference_estimate, share_near_best
 
@@ -26,6 +26,7 @@ SCALES = (0.5, 1.0, 2.0)  # of the first weights
 STRIDES = range(-3, 4)  # three decades around the tuned learning rate
 SENSITIVITY_SEEDS = 5
 
+_ON = {name: getattr(TALTOptions(), name) for name in FIXES}
 _ALL = dict.fromkeys(FIXES, True)
 _NONE = dict.fromkeys(FIXES, False)
 # Gradients as large as they are take rates a hundred times as large: from the tuned one no walk would find them, and
@@ -35,8 +36,8 @@ NORMAL = "parameter_normalization"
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "all eight fixes": _ALL,
-    **{f"all but {name}": {**_ALL, name: False, **(_RAW if name == NORMAL else {})} for name in FIXES},
-    "all but the last two": {**_ALL, "selective_amplification": False, "transformation_stability": False},
+    **{f"without {name}": {name: False, **(_RAW if name == NORMAL else {})} for name in FIXES if _ON[name]},
+    **{f"with {name}": {name: True} for name in FIXES if not _ON[name]},
     **{f"only {name}": {**_NONE, name: True, **({} if name == NORMAL else _RAW)} for name in FIXES},
     "no fixes": {**_NONE, **_RAW},
     "v1": {**FIRST_VERSION, **_RAW},
