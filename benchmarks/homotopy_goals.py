@@ -19,9 +19,10 @@ OVERHEAD, LOSS, WIDER = 0.05, 1.02, 3.0
 
 @dataclass(frozen=True)
 class Goals:
-    """What the rule "stable" reaches on one task; None is not known yet.
+    """What a form of the rule "stable" reaches on one task; None is not known yet.
 
     Attributes:
+        rule: Which form.
         study: The task with its optimizer.
         cost: Of an estimate.
         ratios: The final loss in that of the best tuned one of a constant rate and the cosines; and of all schedules.
@@ -30,6 +31,7 @@ class Goals:
         overall: Likewise, within 5 % of the best of all methods.
     """
 
+    rule: str
     study: Study
     cost: Cost | None
     ratios: list[Estimate | None]
@@ -38,41 +40,47 @@ class Goals:
     overall: list[Width | None]
 
 
-def goals_of(study: Study, ask: Callable[[Callable[[], Any]], Any]) -> Goals | None:
+def goals_of(rule: str, study: Study, ask: Callable[[Callable[[], Any]], Any]) -> Goals | None:
     """From what is in the cache; None before there is a grid."""
     horizon = study.horizons[0]
     usual, rival = (ask(lambda n=names: study.rival(horizon, n)) for names in (["constant", *COSINES], list(SCHEDULES)))
     means = ask(lambda: {name: study.grid(name, horizon).mean(0) for name in study.methods(horizon)})
-    if means is None or rival is None or DEFAULT not in means:
+    if means is None or rival is None or rule not in means:
         return None
     best = min(float(losses.min()) for losses in means.values())
 
     def ranges(limit: Callable[[np.ndarray], float]) -> list[Width | None]:
-        some = [means[name] for name in ("constant", rival, DEFAULT)]
+        some = [means[name] for name in ("constant", rival, rule)]
         return [width(study.rates, losses, NEAR * limit(losses), study.worst()) for losses in some]
 
     own, overall = ranges(lambda losses: float(losses.min())), ranges(lambda _: best)
 
     def ratio(name: str) -> Estimate:
-        return ratio_estimate(*([r["loss"] for r in study.final(each, horizon)] for each in (DEFAULT, name)))
+        return ratio_estimate(*([r["loss"] for r in study.final(each, horizon)] for each in (rule, name)))
 
     costs = ask(lambda: known(study)) or {}
     ratios = [ask(lambda n=name: ratio(n)) for name in (usual, rival)]
-    return Goals(study, costs.get(name_of(EXAMPLES)), ratios, [usual, rival], own, overall)
+    cost = costs.get(name_of(EXAMPLES) if rule == DEFAULT else rule)
+    return Goals(rule, study, cost, ratios, [usual, rival], own, overall)
 
 
 def goal_lines(found: Sequence[Goals]) -> list[str]:
-    """Two tables, with a row for each task."""
+    """Four tables, with a row for each task, of one form of the rule."""
     if not found:
         return []
     rows = [[each.study.setting.title, *_overhead(each)] for each in found]
-    lines = ["## Goals", "", *markdown(("task", "overhead: this run; in the end", "≤ 5 %?"), rows), ""]
+    lines = [
+        f"## Goals: {found[0].rule}",
+        "",
+        *markdown(("task", "overhead: this run; in the end", "≤ 5 %?"), rows),
+        "",
+    ]
     rows = [[each.study.setting.title, *_loss(each, 0), *_loss(each, 1)] for each in found]
     head = ("task", "final loss in that of the best of constant, cosine, warm-up + cosine", "≤ 1.02?")
     lines += [*markdown((*head, "and of warm-up + cooldown", "≤ 1.02?"), rows), ""]
     for title, ranges in (("its own best", lambda goals: goals.own), ("the best of all", lambda goals: goals.overall)):
         rows = [[each.study.setting.title, *map(between, ranges(each)), wider(*ranges(each)[::2])] for each in found]
-        head = (f"η₀ within 5 % of {title}", "constant", "best schedule", DEFAULT, "≥ 3× wider than constant's?")
+        head = (f"η₀ within 5 % of {title}", "constant", "best schedule", found[0].rule, "≥ 3× wider than constant's?")
         lines += [*markdown(head, rows), ""]
     return lines
 

@@ -3,8 +3,9 @@
     python benchmarks/homotopy_layers.py --data FOLDER --output benchmarks/results/homotopy_layers.md
 
 The MLP on MNIST and the CNN on CIFAR-10 of homotopy.py with the rule "stable": one rate for all parameters, one for
-each layer from its own block of the Hessian ("blocks"), and from all blocks together ("joint"). One rate that keeps the
-part of the limit that layers keep is there too, so that the step's length is not taken for the layers' merit.
+each layer from its own block of the Hessian ("blocks"), and from all blocks together ("joint"). Each with the part of
+the limit that it begins with all along, and with the one that grows, so that the step's length is not taken for the
+layers' merit.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from table import machine, markdown, publish
 
 from losslab.optim import PerLayerHomotopyLR, by_module
 from losslab.optim.homotopy.layer_curvature import Method
+from losslab.optim.homotopy.options import LATE
 
 RATES = {
     ("mnist", "momentum"): (0.1, 0.316, 1.0, 3.16),
@@ -26,26 +28,28 @@ RATES = {
     ("cifar10", "momentum"): (0.1, 0.316, 1.0, 3.16),
     ("cifar10", "adamw"): (0.01, 0.0316, 0.1, 0.316),
 }
-LAYERS: dict[str, Method] = {"a rate for each layer, blocks": "blocks", "a rate for each layer, joint": "joint"}
-ROWS = ("one rate", "one rate, one part all along", *LAYERS)
+LAYERS: dict[str, Method | None] = {"one rate": None, "layers, blocks": "blocks", "layers, joint": "joint"}
+STEADY = ", one part all along"
+ROWS = [f"{name}{ending}" for name in LAYERS for ending in (STEADY, "")]
 
 
 def final_loss(task: str, optimizer: str, row: str, lr: float, seed: int, data: Path, steps: int) -> float:
     """Validation loss at the end of one run; infinite where it diverged."""
-    own = settings_of("constant" if row in LAYERS else "stable", optimizer)
-    if row == ROWS[1]:
-        own = {**own, "late_fraction": own["fraction"]}
-    run = Run(task, optimizer, {"lr": lr, **own}, seed, steps)
+    method = LAYERS[row.removesuffix(STEADY)]
+    own = settings_of("stable", optimizer)
+    fractions = {"fraction": own["fraction"], "late_fraction": own["fraction"] if row.endswith(STEADY) else LATE}
+    run = Run(task, optimizer, {"lr": lr, **own, **fractions}, seed, steps)
     training = Training(run, TASKS[task].data(data), torch.device("cpu"))
-    if row in LAYERS:
+    if method is not None:
         training.scheduler = PerLayerHomotopyLR(
             training.optimizer,
             training.loss_of,
             layers=by_module(training.model),
-            method=LAYERS[row],
+            method=method,
             examples=EXAMPLES,
             frequency=FREQUENCY,
             total_steps=steps,
+            **fractions,
         )
     return float(training.finish().record()["loss"])
 

@@ -3,18 +3,18 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from losslab.optim import HomotopyLR
+from losslab.optim import HomotopyLR, PerLayerHomotopyLR, by_module
 from losslab.optim.homotopy.options import ADAPTIVE, FRACTION
 from losslab.optim.homotopy.rules import is_due
 from losslab.studies.schedules import rate_factor
 from losslab.studies.sections import ScheduleConfig
 
 Settings = dict[str, Any]
-EXAMPLES, FREQUENCY = 16, 100  # what is recommended: see the report's table of costs
+EXAMPLES, FREQUENCY = 16, 200  # what is recommended: see the report's table of costs
 EARLIER: Settings = {"decay": "cosine", "late_fraction": 1.0}  # the rule before
 _OURS = {"rule": "stable", "examples": EXAMPLES, "frequency": FREQUENCY}
 _FOUNDERS = {"examples": EXAMPLES, "frequency": FREQUENCY}
@@ -26,9 +26,10 @@ SCHEDULES: dict[str, Settings] = {
     "warm-up 10%, cooldown": {"schedule": "cooldown", "warmup": 0.1},
 }
 COSINES = [name for name in SCHEDULES if "cosine" in name]
-DEFAULT, OTHER = "stable", "stable, the other part at first"
+DEFAULT, OTHER, LAYERS = "stable", "stable, the other part at first", "stable, a rate for each layer"
 RULES: dict[str, Settings] = {
     DEFAULT: _OURS,
+    LAYERS: {**_OURS, "layers": "joint"},
     OTHER: _OURS,
     "stable, 0.2 all along": {**_OURS, "fraction": FRACTION, "late_fraction": FRACTION},
     "stable, cosine, all of it in the end": {**_OURS, "fraction": FRACTION, **EARLIER},
@@ -52,7 +53,12 @@ def settings_of(method: str, optimizer: str) -> Settings:
 
 
 def make_scheduler(
-    optimizer: Optimizer, settings: Settings, horizon: int, loss: Callable[[int], Tensor], batch_size: int
+    optimizer: Optimizer,
+    settings: Settings,
+    horizon: int,
+    loss: Callable[[int], Tensor],
+    batch_size: int,
+    model: nn.Module,
 ) -> LRScheduler:
     """A schedule, or a rule that asks for the loss of some of the present batch's examples.
 
@@ -62,6 +68,7 @@ def make_scheduler(
         horizon: Steps.
         loss: Of so many examples.
         batch_size: As many as there are.
+        model: Its modules are the layers, where these have rates of their own.
     """
     own = dict(settings)
     if "schedule" in own:
@@ -71,7 +78,11 @@ def make_scheduler(
     total = horizon if own["rule"] == "stable" and own.get("decay") != "none" else None
     if own.get("decay") == "none":
         own.setdefault("warmup_steps", horizon // 10)
-    return HomotopyLR(optimizer, loss, examples=min(examples, batch_size), total_steps=total, **own)
+    common = {"examples": min(examples, batch_size), "total_steps": total}
+    if "layers" in own:
+        method = own.pop("layers")
+        return PerLayerHomotopyLR(optimizer, loss, layers=by_module(model), method=method, **common, **own)
+    return HomotopyLR(optimizer, loss, **common, **own)
 
 
 def estimates(horizon: int, frequency: int) -> int:

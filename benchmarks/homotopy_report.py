@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 from homotopy_figure import draw, rises
 from homotopy_goals import goal_lines, goals_of
-from homotopy_methods import DEFAULT, EXAMPLES, FRACTION, FREQUENCY, METHODS, RULES, estimates
+from homotopy_methods import DEFAULT, EXAMPLES, FRACTION, FREQUENCY, LAYERS, METHODS, RULES, estimates
 from homotopy_study import COUNTS, EARLY, FREQUENCIES, STARTS, Study, mean_estimate, ratio_estimate, width
 from homotopy_tasks import TASKS
 from homotopy_text import between, interval, percent, said
@@ -22,14 +22,16 @@ from losslab.optim.homotopy.options import ADAPTIVE, LATE
 from losslab.optim.homotopy.rules import COOLDOWN
 
 Value = TypeVar("Value")
+FORMS = (DEFAULT, LAYERS)  # of the rule, whose goals are looked at
 PROTOCOL = f"""\
 - methods: constant; cosine to zero; warm-up over 2, 5 or 10 % of the run, then cosine (three times as many trials as
   the others: the best of the three is taken); warm-up over 10 %, constant, over the last {COOLDOWN:.0%} down to zero
   in a straight line ("cooldown"); `HomotopyLR` with its rule "stable", which falls alike, and before that takes
-  {FRACTION:g} of the stability limit at first, {ADAPTIVE:g} with AdamW, and {LATE:g} in the end; the other one of the
-  two at first; {FRACTION:g} all along; the rule before, with a cosine and all of the limit in the end; and without
-  `total_steps`, so without decay; the founders' two rules, their target the 75th percentile of the κ met. An estimate
-  is one product, of {EXAMPLES} examples of the batch, every {FREQUENCY} steps in the end
+  {FRACTION:g} of the stability limit at first, {ADAPTIVE:g} with AdamW, and {LATE:g} in the end; the same with a rate
+  for each module's own parameters (`PerLayerHomotopyLR`, "joint"); the other one of the two at first; {FRACTION:g}
+  all along; the rule before, with a cosine and all of the limit in the end; and without `total_steps`, so without
+  decay; the founders' two rules, their target the 75th percentile of the κ met. An estimate is one product, of
+  {EXAMPLES} examples of the batch, every {FREQUENCY} steps in the end
 - trials: the same grid of η₀ for every method, and nothing else is tuned; the mean final validation loss over the
   tuning seeds decides. Fresh seeds for the best η₀ of each, in pairs; test splits were looked at for these only, and
   decided nothing
@@ -64,14 +66,16 @@ def page(studies: Sequence[Study]) -> list[str]:
             sections += ask(lambda s=study, h=horizon: grid_lines(s, h)) or []
             sections += ask(lambda s=study, h=horizon: final_lines(s, h, seen)) or []
         if TASKS[study.setting.task].classes:
-            goals.append(goals_of(study, ask))
+            goals += [(rule, goals_of(rule, study, ask)) for rule in FORMS]
     sections += ask(lambda: founders_lines(studies)) or []
     sections += emerging_lines(studies, ask) + time_lines(studies)
     for study in studies:
         sections += cost_lines(study, ask)
     where = ", ".join(f"{count} on {name}" for name, count in seen.items()) or "none"
     head = ["# Does a learning rate that follows curvature need less tuning?", "", *machine(("losslab", "torch"))]
-    head += [f"- final runs: {where}", *PROTOCOL.splitlines(), "", *goal_lines([each for each in goals if each])]
+    head += [f"- final runs: {where}", *PROTOCOL.splitlines(), ""]
+    for rule in FORMS:
+        head += goal_lines([each for name, each in goals if name == rule and each])
     return [*head, *sections, *([f"Missing: {'; '.join(ask.missing)}.", ""] if ask.missing else [])]
 
 

@@ -20,7 +20,7 @@ from optimizer_data import Data
 from optimizer_runs import FINAL_SEED, Record, batches, evaluate, make_optimizer
 from torch import Tensor
 
-from losslab.optim import HomotopyLR
+from losslab.optim import HomotopyLR, PerLayerHomotopyLR
 from losslab.studies.models.table import scale_weights
 
 VERSION = "5"  # to be raised when any number of HomotopyLR's changes
@@ -66,35 +66,33 @@ class Training:
         settings = dict(run.settings)
         self.optimizer = make_optimizer(run.optimizer, {"lr": settings.pop("lr")}, self.model)
         size = run.batch_size or self.task.batch_size
-        self.scheduler = make_scheduler(self.optimizer, settings, run.horizon, self.loss_of, size)
+        self.scheduler = make_scheduler(self.optimizer, settings, run.horizon, self.loss_of, size, self.model)
         self.batches = batches(self.task, data, run, torch.Generator().manual_seed(run.seed))
         self.batch: tuple[Tensor, Tensor] = data.train
         self.steps, self.diverged = 0, False
         self.losses: list[Tensor] = []
         self.seconds: list[float] = []
         self.due: list[bool] = []
+        self.measured: object = None
 
     def loss_of(self, count: int) -> Tensor:
         """Of so many examples of the present batch."""
         x, y = self.batch
         return self.task.loss(self.model(x[:count]), y[:count])
 
-    @property
-    def estimates(self) -> int:
-        """How often curvature was measured."""
-        return len(self.scheduler.history) if isinstance(self.scheduler, HomotopyLR) else 0
-
     def step(self) -> None:
         """One step, and the next one's rate."""
         self.batch = next(self.batches)
-        before, began = self.estimates, self._now()
+        began = self._now()
         self.optimizer.zero_grad()
         loss = self.loss_of(len(self.batch[1]))
         loss.backward()
         self.optimizer.step()
         self.scheduler.step()
         self.seconds.append(self._now() - began)
-        self.due.append(self.estimates > before)
+        newest = getattr(self.scheduler, "measured", None)
+        self.due.append(newest is not self.measured)
+        self.measured = newest
         self.steps += 1
         if self.task.name in CURVED:
             self.losses.append(loss.detach())
@@ -128,6 +126,8 @@ class Training:
         if isinstance(self.scheduler, HomotopyLR):
             rows = [asdict(row) for row in self.scheduler.history]
             found["history"] = {name: short([row[name] for row in rows]) for name in KEPT}
+        elif isinstance(self.scheduler, PerLayerHomotopyLR):
+            found["history"] = {"step": [step for step, due in enumerate(self.due) if due]}
         return {**found, "device": self.device.type, "torch": torch.__version__}
 
 

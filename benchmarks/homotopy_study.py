@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from homotopy_methods import DEFAULT, EMERGING, METHODS, SCHEDULES, WARMED, Settings, settings_of
+from homotopy_methods import DEFAULT, EMERGING, FREQUENCY, METHODS, SCHEDULES, WARMED, Settings, settings_of
 from homotopy_runs import Run
 from homotopy_tasks import TASKS, Setting
 from optimizer_cache import Missing, Runs
@@ -20,7 +20,7 @@ from losslab.studies.compare.statistics import Estimate, difference_estimate
 NEAR = 1.05  # of the smallest loss
 STARTS = ((0, 0.5), (0, 1.0), (0, 2.0), (1, 1.0), (2, 1.0))  # seeds, and what the first weights are multiplied by
 EARLY = 200  # steps in which a warm-up is looked for
-COUNTS, FREQUENCIES = (8, 16, 32, None), (10, 25, 100)
+COUNTS, FREQUENCIES = (8, 16, 32, None), (10, 25, FREQUENCY)
 EMERGES = ("mnist", "cifar10", "sst2")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from homotopy_methods import DEFAULT, Settings, estimates
+from homotopy_methods import DEFAULT, LAYERS, Settings, estimates
 from homotopy_runs import HomotopyRuns, Training
 from homotopy_study import COUNTS, Study
 from optimizer_cache import Missing
@@ -53,9 +53,9 @@ class Cost:
 
 
 def contenders(study: Study) -> dict[str, Settings]:
-    """A constant rate, and the default rule with as many examples as are studied."""
-    rule = study.settings(DEFAULT)
-    return {REFERENCE: study.settings(REFERENCE), **{name_of(count): {**rule, "examples": count} for count in COUNTS}}
+    """A constant rate, the default rule with as many examples as are studied, and a rate for each layer."""
+    rule, others = study.settings(DEFAULT), {name: study.settings(name) for name in (REFERENCE, LAYERS)}
+    return {**others, **{name_of(count): {**rule, "examples": count} for count in COUNTS}}
 
 
 def name_of(examples: int | None) -> str:

@@ -390,7 +390,7 @@ def test_tuning_goes_on_where_the_best_is_at_an_edge(study):
     assert len(outside.trials) == 16 + 2 * 4
     assert (outside.low, outside.high) == (1e-3, 100.0)
     assert 10 < outside.settings["lr"] < 100
-    assert sum(run.optimizer == "adamw" for run in done) == 16 + 3 * 2
+    assert sum(run.optimizer == "adamw" for run in done) == 16 + 3 * 4
     quarters = [int(4 * np.log10(settings["lr"] / 3e-5) / 3) for settings, _ in inside.trials]
     assert sorted(quarters) == sorted(4 * [0, 1, 2, 3])
 

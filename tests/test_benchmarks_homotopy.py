@@ -58,8 +58,8 @@ def test_a_report_says_what_is_missing(run, tmp_path):
 
 def test_a_plan_counts_what_is_left(run, tmp_path):
     text = run("--tasks", "mlp", "--cache", tmp_path, "--plan")
-    assert "; SGD: grid | 39 |" in text  # 13 methods at three η₀
-    assert "; SGD: final | about 22 |" in text
+    assert "; SGD: grid | 42 |" in text  # 14 methods at three η₀
+    assert "; SGD: final | about 24 |" in text
     assert list(tmp_path.rglob("*.json")) == []
 
 
@@ -100,7 +100,7 @@ def test_every_method_has_its_rates(load):
     seed, one = rates(load, "founders' text")
     assert seed[0] == 1.0
     assert max(seed[2:]) < 0.8
-    assert one.estimates == sum(is_due(step, 100) for step in range(20))
+    assert sum(one.due) == sum(is_due(step, 100) for step in range(20))
 
 
 def test_an_estimate_sees_as_many_examples_as_are_asked_for(load):
@@ -117,8 +117,7 @@ def test_the_number_of_estimates_is_that_of_a_run(load):
     methods = load("homotopy_methods")
     for frequency in (5, 20):
         _, one = rates(load, "stable", horizon=60, frequency=frequency)
-        assert one.estimates == methods.estimates(60, frequency)
-        assert sum(one.due) == one.estimates
+        assert sum(one.due) == methods.estimates(60, frequency)
 
 
 def test_a_run_that_diverges_is_recorded_as_one(load):
@@ -226,7 +225,7 @@ def test_step_times_are_kept_with_their_device(load, tmp_path):
         patch.setattr(times, "DENSE", 12)
         times.measure(one, rounds=1)
     found = times.known(one)
-    assert list(found) == [times.name_of(count) for count in study.COUNTS]
+    assert list(found) == [load("homotopy_methods").LAYERS, *(times.name_of(count) for count in study.COUNTS)]
     assert all(cost.device.startswith("one core") and cost.due[0] > cost.plain[0] > 0 for cost in found.values())
 
 
@@ -288,7 +287,9 @@ def test_losses_are_compared_with_the_usual_schedules_and_with_all(load):
     goals, estimate = load("homotopy_goals"), load("homotopy_study").ratio_estimate
     ratios = [estimate([1.0, 2.0, 4.0], other) for other in ([1.0, 2.0, 4.0], [0.5, 1.0, 2.0])]
     study = types.SimpleNamespace(setting=types.SimpleNamespace(title="a task"))
-    lines = goals.goal_lines([goals.Goals(study, None, ratios, ["cosine", "cooldown"], [None] * 3, [None] * 3)])
+    lines = goals.goal_lines(
+        [goals.Goals("stable", study, None, ratios, ["cosine", "cooldown"], [None] * 3, [None] * 3)]
+    )
     row = [line for line in lines if line.startswith("| a task")][1]
     assert row == "| a task | 1.000 [1.000, 1.000] (cosine) | met | 2.000 [2.000, 2.000] (cooldown) | not met |"
 
@@ -299,3 +300,16 @@ def test_the_ablations_raw_gradients_have_a_rate_of_their_own_and_no_decay(load)
     assert len(raw) == 10
     assert all((variants[name]["lr"], variants[name]["weight_decay"]) == (1.0, 0.0) for name in raw)
     assert not any("lr" in own for name, own in variants.items() if name not in raw)
+
+
+def test_the_profile_s_parts_are_those_of_an_estimate(load, monkeypatch, capsys, tmp_path):
+    script = load("homotopy_profile")
+    monkeypatch.setattr(script, "BEFORE", 20)
+    monkeypatch.setattr(script, "BURST", 4)
+    arguments = ["--data", str(tmp_path), "--tasks", "mlp", "--rounds", "3"]
+    monkeypatch.setattr(sys, "argv", ["homotopy_profile.py", *arguments])
+    script.main()
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| Ten")]
+    step, _, gradient, graph, product, _, estimate, least = map(float, row.split(" | ")[1:-2])
+    assert min(step, gradient, graph, product, estimate) > 0
+    assert least == pytest.approx(2 * gradient / step, abs=0.3)  # of numbers with two digits

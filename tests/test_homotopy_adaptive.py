@@ -53,7 +53,7 @@ def test_rates_of_layers_are_compared_with_one_for_all(images, load, monkeypatch
     arguments = ["--data", str(images), "--tasks", "mnist", "--seeds", "1", "--steps", "3"]
     monkeypatch.setattr(sys, "argv", ["homotopy_layers.py", *arguments])
     script.main()
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| one", "| a rate"))]
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| one", "| layers"))]
     assert [line.split(" | ")[0].strip("| ") for line in rows] == list(script.ROWS) * 2
     losses = [script.final_loss("mnist", "momentum", row, 1.0, 0, images, 20) for row in script.ROWS]
     assert len(set(losses)) == len(losses)

@@ -1,6 +1,7 @@
 """Rates layer by layer: blocks of known eigenvalues, parameters regrouped, a transformer's parts."""
 
 import copy
+import csv
 import math
 import sys
 import warnings
@@ -100,7 +101,7 @@ def test_curvature_of_a_layer_is_the_largest_eigenvalue_of_its_block(coupling):
     model = Quadratic(coupling)
     optimizer = torch.optim.SGD(named_groups(model), lr=0.0)
     estimator = CurvatureEstimator(power_iterations=60, tol=1e-9)
-    scheduler = PerLayerHomotopyLR(optimizer, model.loss, estimator=estimator)
+    scheduler = PerLayerHomotopyLR(optimizer, model.loss, method="blocks", estimator=estimator)
     optimizer.step()
     scheduler.step()
     dense = model.hessian()
@@ -333,13 +334,13 @@ def test_a_loss_that_is_not_finite_leaves_the_rates():
     assert scheduler.rates == pytest.approx(before)
 
 
-def test_without_second_derivatives_it_says_so_once():
+@pytest.mark.parametrize("method", ["blocks", "joint"])
+def test_without_second_derivatives_it_says_so_once(method):
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     x, y = batch()
-    scheduler = PerLayerHomotopyLR(
-        optimizer, lambda: cross_entropy(Once.apply(model(x)), y), layers=by_module(model), warmup_steps=0
-    )
+    loss = lambda: cross_entropy(Once.apply(model(x)), y)  # noqa: E731
+    scheduler = PerLayerHomotopyLR(optimizer, loss, layers=by_module(model), method=method, warmup_steps=0)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         for _ in range(3):
@@ -347,7 +348,36 @@ def test_without_second_derivatives_it_says_so_once():
             scheduler.step()
     assert [str(one.message)[:34] for one in told] == ["curvature: no second derivatives ("]
     exact = BatchHessian(lambda: cross_entropy(2 * model(x), y), list(model[4].parameters())).to_dense()
-    assert scheduler.found["4"].hessian_norm == pytest.approx(float(torch.linalg.eigvalsh(exact)[-1]), rel=0.05)
+    largest = float(torch.linalg.eigvalsh(exact)[-1])
+    if method == "blocks":
+        assert scheduler.found["4"].hessian_norm == pytest.approx(largest, rel=0.05)
+    else:
+        assert largest < scheduler.found["4"].hessian_norm < 3 * largest
+
+
+def test_the_history_has_a_row_for_each_layer_and_is_a_table_too(tmp_path):
+    model = Quadratic(1.0)
+    optimizer = torch.optim.SGD(named_groups(model), lr=1.0)
+    scheduler = PerLayerHomotopyLR(optimizer, model.loss, warmup_steps=0)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model.loss().backward()
+        optimizer.step()
+        rates = scheduler.step()
+    rows = scheduler.history
+    assert [(row.step, row.layer) for row in rows] == [(step, name) for step in (1, 2, 3) for name in EIGENVALUES]
+    assert {row.layer: row.lr for row in rows[-len(rates) :]} == pytest.approx(rates)
+    for row in rows[-len(rates) :]:
+        found = scheduler.found[row.layer]
+        assert (row.loss, row.hessian_norm, row.grad_norm) == (found.loss, found.hessian_norm, found.gradient_norm)
+        assert (row.curvature, row.target) == (scheduler.rules[row.layer].curvature, pytest.approx(0.2 * 2.0))
+        assert row.seconds > 0
+    scheduler.export_metrics(tmp_path / "layers.csv")
+    with (tmp_path / "layers.csv").open(newline="") as file:
+        assert [(line["layer"], float(line["lr"])) for line in csv.DictReader(file)] == [(r.layer, r.lr) for r in rows]
+    again = PerLayerHomotopyLR(torch.optim.SGD(named_groups(model), lr=1.0), model.loss, warmup_steps=0)
+    again.load_state_dict(scheduler.state_dict())
+    assert again.history == rows
 
 
 # -- the founders' form -----------------------------------------------------------------------------------

@@ -231,16 +231,17 @@ def test_what_has_no_limit():
 
 
 def test_with_a_limit_that_is_not_exact_a_smaller_part_of_it_is_allowed():
-    """TALT's, where it makes singular values equal; and rates of layers stay at the part they began with."""
+    """TALT's, where it makes singular values equal; and where layers' own blocks are looked at, not all together."""
     matrix, gain = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(3))
 
-    def parts(optimizer, kind=HomotopyLR):
-        options = kind(optimizer, lambda: matrix.square().sum(), total_steps=10).options
+    def parts(optimizer, kind=HomotopyLR, **settings):
+        options = kind(optimizer, lambda: matrix.square().sum(), total_steps=10, **settings).options
         return options.part(0), options.part(10)
 
     assert parts(SGD([matrix], 0.1)) == (0.2, 0.5)
     assert parts(AdamW([matrix])) == (0.3, 0.5)
-    assert parts(AdamW([matrix]), PerLayerHomotopyLR) == (0.3, 0.3)
+    assert parts(AdamW([matrix]), PerLayerHomotopyLR) == (0.3, 0.5)
+    assert parts(AdamW([matrix]), PerLayerHomotopyLR, method="blocks") == (0.3, 0.3)
     assert parts(TALT([matrix, gain])) == (0.05, 0.05)
     assert parts(TALT([{"params": [matrix], "structure": "polar"}, {"params": [gain]}])) == (0.05, 0.05)
     scheduler = HomotopyLR(TALT([matrix]), lambda: matrix.square().sum())
@@ -248,7 +249,8 @@ def test_with_a_limit_that_is_not_exact_a_smaller_part_of_it_is_allowed():
     assert scheduler.options.part(10) == 0.05
     assert parts(TALT([{"params": [gain]}, {"params": [matrix], "lr": 0.0}])) == (0.3, 0.5)
     assert parts(TALT([gain])) == parts(TALT([matrix, gain], options=TALTOptions(orthogonal=False))) == (0.3, 0.5)
-    assert parts(SGD([matrix], 0.1), PerLayerHomotopyLR) == (0.2, 0.2)
+    assert parts(SGD([matrix], 0.1), PerLayerHomotopyLR) == (0.2, 0.5)
+    assert parts(SGD([matrix], 0.1), PerLayerHomotopyLR, method="blocks") == (0.2, 0.2)
     assert parts(TALT([matrix]), PerLayerHomotopyLR) == (0.05, 0.05)
 
 

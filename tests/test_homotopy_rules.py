@@ -236,17 +236,17 @@ def test_the_part_of_the_limit_grows():
         ({}, {}, (0.2, 0.5)),
         ({}, {"fraction": 2.0}, (2.0, 2.0)),
         ({"adaptive": True}, {}, (0.3, 0.5)),
-        ({"one_rate": False}, {}, (0.2, 0.2)),
-        ({"adaptive": True, "one_rate": False}, {}, (0.3, 0.3)),
+        ({"together": False}, {}, (0.2, 0.2)),
+        ({"adaptive": True, "together": False}, {}, (0.3, 0.3)),
         ({"exact": False, "adaptive": True}, {}, (0.05, 0.05)),
         ({"exact": False}, {"fraction": 0.3, "late_fraction": 0.4}, (0.3, 0.4)),
-        ({"exact": False, "one_rate": False}, {"late_fraction": 0.4}, (0.05, 0.4)),
+        ({"exact": False, "together": False}, {"late_fraction": 0.4}, (0.05, 0.4)),
     ],
 )
 def test_fractions_that_were_not_given(known, given, expected):
     found = HomotopyOptions(**given).settled(**known)
     assert (found.fraction, found.late_fraction) == expected
-    assert found.settled(adaptive=True, one_rate=False) == found
+    assert found.settled(adaptive=True, together=False) == found
 
 
 def test_an_adaptive_optimizer_survives_one_sharp_batch():

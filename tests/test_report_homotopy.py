@@ -50,6 +50,20 @@ def test_it_shows_the_rows_of_the_runs_that_have_any(study):
     plotly_backend.figure(chart)
 
 
+def test_each_layer_has_a_line_and_all_together_one_loss(tmp_path):
+    folder = folders.start_run(tmp_path / "stable")
+    folder.write_config({**folder.config, "schedule": {"name": "homotopy", "per_layer": True}})
+    for step in (1, 2):
+        for number, layer in enumerate(("body", "head"), start=1):
+            row = {"lr": 0.1 * number, "hessian_norm": 3.0, "curvature": 9.0, "target": 8.0, "kappa": 1.0}
+            folder.log(step, {"kind": "homotopy", "layer": layer, **row, "loss": 2.0, "grad_norm": 1.0, "seconds": 0.1})
+    (chart,) = homotopy(read(tmp_path), COLOURS)
+    rate, metric, loss = chart.panels
+    assert [list(line.y) for line in rate.series] == [[0.1, 0.1], [0.2, 0.2]]
+    assert [line.legend for line in rate.series] == [True, False]
+    assert (len(metric.series), len(loss.series)) == (6, 1)
+
+
 def test_it_is_on_the_page_of_a_single_run(study):
     text = page.build(study / "stable").read_text(encoding="utf-8")
     assert 'data-plot="homotopy"' in text

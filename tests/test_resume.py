@@ -87,6 +87,12 @@ CASES = {
         "schedule": {"name": "homotopy", "frequency": 3, "num_samples": 1},
         "training": {"ema": 0.9, "checkpoints": {"every": 3}},
     },
+    "homotopy, a rate for each layer": {
+        "model": CNN,
+        "optimizer": {"name": "talt", "lr": 0.02},
+        "schedule": {"name": "homotopy", "frequency": 3, "per_layer": True},
+        "training": {"checkpoints": {"every": 3}},
+    },
     "bfloat16": {"training": {"precision": "bf16-mixed", "checkpoints": {"every": 2}}},
 }  # fmt: skip
 

@@ -18,6 +18,7 @@ from losslab.studies.batch_file import read_batch
 from losslab.studies.config import apply, from_assignments, load_config, make_config
 from losslab.studies.config_file import ConfigError
 from losslab.studies.data import Batches, load_dataset
+from losslab.studies.homotopy import scalars
 from losslab.studies.models import build_model
 from losslab.studies.optimizer_rows import BOUNDED
 from losslab.studies.optimizers import OPTIMIZERS, build_optimizer
@@ -33,7 +34,7 @@ def test_the_section_has_all_that_the_options_have_with_their_defaults():
     schedule = ScheduleConfig(name="homotopy")
     assert schedule.homotopy(total_steps=70) == HomotopyOptions(total_steps=70)
     own = {field.name for field in dataclasses.fields(HomotopyOptions)} - {"total_steps"}
-    more = {"name", "examples", "power_iterations", "num_samples"}
+    more = {"name", "per_layer", "examples", "power_iterations", "num_samples"}
     assert set(ScheduleConfig.model_fields) == own | more
     estimator = inspect.signature(CurvatureEstimator).parameters
     for name in ("power_iterations", "num_samples"):
@@ -75,6 +76,14 @@ def test_scheduler_is_another_name_of_the_section(tmp_path):
         (
             {"schedule": {**HOMOTOPY, "target_curvature": "adaptif"}},
             "schedule.target_curvature: expected a number or 'adaptive', got 'adaptif'",
+        ),
+        (
+            {"schedule": {**HOMOTOPY, "per_layer": True, "num_samples": 1}},
+            "schedule: num_samples: expected 0 with",
+        ),
+        (
+            {"schedule": {**HOMOTOPY, "rule": "seed", "per_layer": True}, "optimizer": {"name": "muon"}},
+            "schedule.per_layer: expected one of the optimizers sgd, momentum",
         ),
         ({"schedule": {}, "scheduler": HOMOTOPY}, "scheduler: unknown key, did you mean 'schedule'?"),
     ],
@@ -187,6 +196,26 @@ def test_the_rows_are_there_as_a_table_too_and_what_was_skipped_is_counted(run):
 def test_checkpoints_do_not_grow_with_the_run(run):
     _, folder = run
     assert checkpoint.load(folder, "last").training["homotopy"]["history"] == []
+
+
+def test_with_rates_of_layers_there_is_a_row_for_each(run, tmp_path):
+    config = apply(run[0], {"schedule.per_layer": True, "schedule.num_samples": 0, "optimizer.lr": 30.0})
+    folder = train(config, RunFolder.create(tmp_path / "run"))
+    found = rows(folder, "homotopy")
+    layers = [row["layer"] for row in found if row["step"] == 1]
+    assert len(layers) == len(set(layers)) > 3
+    assert [(row["step"], row["layer"]) for row in found] == [(step, name) for step in range(1, 7) for name in layers]
+    assert len({row["lr"] for row in found if row["step"] == 4}) > 1
+    assert all(row["kappa"] == pytest.approx(row["hessian_norm"] / row["grad_norm"] ** 2) for row in found)
+    assert all(row["factor"] == pytest.approx(row["lr"] / 30) for row in found)
+    used = [row["learning_rate"] for row in rows(folder, "epoch")]
+    assert used[1:] == pytest.approx([row["lr"] for row in found if row["layer"] == layers[0]][:-1])
+    with (folder.path / "homotopy.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [line["layer"] for line in table] == layers * 6
+    assert [float(line["lr"]) for line in table] == [row["lr"] for row in found]
+    assert scalars(found[0])[f"homotopy/eta/{layers[0]}"] == found[0]["lr"]
+    assert checkpoint.load(folder, "last").training["homotopy"]["rates"]["history"] == []
 
 
 def test_tensorboard_has_the_curves_and_no_other(tmp_path):

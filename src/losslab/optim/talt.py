@@ -18,14 +18,12 @@ from torch.optim import Optimizer
 
 from losslab.optim.diagnostics.recorder import TALTDiagnostics
 from losslab.optim.eigenspace.gradients import matrices, moved, sizes
-from losslab.optim.eigenspace.options import STRUCTURES, TALTOptions, is_number, nearest, of_group, plain
+from losslab.optim.eigenspace.group_checks import require_own, require_possible
+from losslab.optim.eigenspace.options import TALTOptions, is_number, of_group, plain
 from losslab.optim.eigenspace.plans import Plans, layout_of
 from losslab.optim.eigenspace.update import update
 from losslab.optim.probe import step_curvature
 
-# What torch, its schedules and people's own code write into parameter groups.
-OF_OTHERS = {"params", "param_names", "name", "lr_scale", "initial_lr", "max_lr", "min_lr", "swa_lr"}
-OF_OTHERS |= {"base_momentum", "max_momentum"}
 WARN_ABOVE = 0.5  # of forward and backward
 YOUNGER = {"orthogonal": False, "update_ramp": 10}  # options that states of before do not name, as they were then
 
@@ -90,11 +88,7 @@ class TALT(Optimizer):
         Raises:
             ValueError: A setting is unknown or not possible, or a parameter is complex.
         """
-        unknown = set(param_group) - OF_OTHERS - set(self.defaults)
-        if unknown:
-            name, known = min(unknown), ", ".join(self.defaults)
-            raise ValueError(f"{name}: TALT has no such setting; expected one of {known}{nearest(name, self.defaults)}")
-        _check({**self.defaults, **param_group})
+        require_possible(param_group, self.defaults)
         super().add_param_group(param_group)
         for parameter in self.param_groups[-1]["params"]:
             if parameter.is_complex():
@@ -215,7 +209,7 @@ class TALT(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As every optimizer does, but that the state stays as precise as it was saved."""
         # The last one, so that it sees what other hooks have made of the dictionary.
-        hook = self.register_load_state_dict_pre_hook(lambda _, found: _require_own(found))
+        hook = self.register_load_state_dict_pre_hook(lambda _, found: require_own(found))
         also = self.register_load_state_dict_pre_hook(lambda _, found: self._loading.update(found))
         try:
             super().load_state_dict(state_dict)
@@ -254,29 +248,3 @@ class TALT(Optimizer):
         self._loading = getattr(self, "_loading", {})
         if self._loading:
             self._keep_precision()  # here, so that post-load hooks find it
-
-
-def _check(group: dict[str, Any]) -> None:
-    lr, betas = group["lr"], group["betas"]
-    if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise ValueError(f"lr: expected one number, got a tensor of shape {tuple(lr.shape)}")
-    if not isinstance(lr, Tensor) and not (is_number(lr) and 0 <= lr < math.inf):
-        raise ValueError(f"lr: expected a number >= 0, got {lr!r}")
-    if not isinstance(betas, tuple | list) or len(betas) != 2 or not all(is_number(b) and 0 <= b < 1 for b in betas):
-        raise ValueError(f"betas: expected two numbers from 0 to below 1, got {betas!r}")
-    for name in ("eps", "weight_decay"):
-        if not (is_number(group[name]) and 0 <= group[name] < math.inf):
-            raise ValueError(f"{name}: expected a number >= 0, got {group[name]!r}")
-    if group["structure"] not in STRUCTURES:
-        raise ValueError(f"structure: expected one of {', '.join(STRUCTURES)}, got {group['structure']!r}")
-    of_group(group)
-
-
-def _require_own(state_dict: dict[str, Any]) -> None:
-    """Refuse another optimizer's state: its groups lack what TALT's have."""
-    lacking = {name for group in state_dict["param_groups"] for name in ("structure", "skipped") if name not in group}
-    if lacking:
-        raise ValueError(
-            f"state_dict: expected one of a TALT, got groups without {min(lacking)!r}; another optimizer's averages "
-            "cannot be taken over, begin with a new TALT"
-        )

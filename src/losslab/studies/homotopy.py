@@ -1,8 +1,8 @@
 """The homotopy learning rate in a run: each step's rate, and the rows that say what it was read off."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,9 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from losslab.optim.homotopy.curvature import CurvatureEstimator
-from losslab.optim.homotopy.history import Measured, export
+from losslab.optim.homotopy.history import Measured, MeasuredLayer, export
+from losslab.optim.homotopy.layer_groups import by_module
+from losslab.optim.homotopy.layers import PerLayerHomotopyLR
 from losslab.optim.homotopy.scheduler import HomotopyLR
 from losslab.ranks import Ranks
 from losslab.studies.data import Split
@@ -38,7 +40,7 @@ TAGS = {
 
 
 class HomotopyRate:
-    """A `HomotopyLR` on the batches of a run.
+    """A `HomotopyLR` on the batches of a run, or a `PerLayerHomotopyLR` with the network's modules for layers.
 
     The curvature is that of the network's mean cross-entropy on the first examples of the present batch, in training
     mode, at the precision of the run; each process takes its share of them. A batch with fewer, the last of a pass, is
@@ -64,7 +66,12 @@ class HomotopyRate:
             power_iterations=schedule.power_iterations, num_samples=schedule.num_samples, seed=config.seed
         )
         options = asdict(schedule.homotopy(total))
-        self.scheduler = HomotopyLR(optimizer, self._loss, model=network, estimator=estimator, **options)
+        options |= {"model": network, "estimator": estimator}
+        self.scheduler: HomotopyLR | PerLayerHomotopyLR = (
+            PerLayerHomotopyLR(optimizer, self._loss, layers=by_module(network), **options)
+            if schedule.per_layer
+            else HomotopyLR(optimizer, self._loss, **options)
+        )
 
     @property
     def rates(self) -> list[float]:
@@ -80,7 +87,7 @@ class HomotopyRate:
         """After a step on a batch: find the next step's rate. The optimizer's groups keep the one they had.
 
         Returns:
-            A row, if the curvature was measured.
+            A row, if the curvature was measured; or one for each layer.
         """
         examples = len(self._fill)
         missing = max(examples - len(targets), 0)
@@ -112,22 +119,26 @@ class HomotopyRate:
 
     def _row(self, measured: Measured) -> dict[str, Any]:
         """The history's row by its own names, with κ and η/η₀; without what was not asked for."""
-        values = {key: value for key, value in asdict(measured).items() if key != "step" and not math.isnan(value)}
-        newest = self.scheduler.measured
+        values = {k: v for k, v in asdict(measured).items() if k != "step" and not (isinstance(v, float) and isnan(v))}
+        scheduler = self.scheduler
+        newest = scheduler.found[values["layer"]] if isinstance(scheduler, PerLayerHomotopyLR) else scheduler.measured
         assert newest is not None
-        more = {"kappa": newest.kappa, "factor": self.scheduler.factor, "skipped": self.skipped}
+        base = scheduler.base_lr
+        more = {"kappa": newest.kappa, "factor": measured.lr / base if base else 0.0, "skipped": self.skipped}
         return {"kind": KIND, **values, **more}
 
 
 def scalars(row: Mapping[str, Any]) -> dict[str, float]:
-    """A row's numbers under TensorBoard's tags."""
-    return {tag: row[key] for key, tag in TAGS.items() if key in row}
+    """A row's numbers under TensorBoard's tags, each layer's under its own."""
+    ending = f"/{row['layer']}" if "layer" in row else ""
+    return {tag + ending: row[key] for key, tag in TAGS.items() if key in row}
 
 
 def export_rows(folder: RunFolder) -> Path:
-    """Write a run's rows as `homotopy.csv` into its folder, in the form of `HomotopyLR.export_metrics`."""
-    names = [field.name for field in fields(Measured)]
+    """Write a run's rows as `homotopy.csv` into its folder, in the form of its scheduler's `export_metrics`."""
     rows = [row for row in folder.metrics() if row.get("kind") == KIND]
+    form = MeasuredLayer if any("layer" in row for row in rows) else Measured
+    names = [field.name for field in fields(form)]
     path = folder.path / CSV
-    export([Measured(**{name: row.get(name, math.nan) for name in names}) for row in rows], Measured, path)
+    export([form(**{name: row.get(name, nan) for name in names}) for row in rows], form, path)
     return path

@@ -11,6 +11,7 @@ from losslab.studies.section import Positive, Section
 
 USUAL = HomotopyOptions()
 EVERYWHERE = ("name", "warmup_steps")  # the settings that act in all schedules
+AROUND = ("per_layer", "examples", "power_iterations", "num_samples")  # homotopy's that are not the rule's
 ALIAS = "scheduler"  # another name of the section, in files and in --set
 
 
@@ -28,6 +29,7 @@ class ScheduleConfig(Section):
         warmup_steps: How long it rises. 0: not at all; in "one_cycle" over the first three tenths of the run; in
             "homotopy" over its first tenth, by the founders' rules not at all.
         max_lr: Null stands for infinity, which JSON has not.
+        per_layer: Whether each module's own parameters have a rate of their own (`PerLayerHomotopyLR`).
         examples: Of each batch, that the curvature is measured on. None: an eighth, but at least 16, and no more than
             one part of the batch under `training.accumulate`.
         power_iterations: Hessian products for each ‖H‖.
@@ -51,6 +53,7 @@ class ScheduleConfig(Section):
     ema: float = USUAL.ema
     min_lr: float = USUAL.min_lr
     max_lr: float | None = None
+    per_layer: bool = False
     examples: Positive | None = None
     power_iterations: Positive = 1
     num_samples: int = Field(default=0, ge=0)
@@ -58,6 +61,8 @@ class ScheduleConfig(Section):
     @model_validator(mode="after")
     def _only_what_acts(self) -> "ScheduleConfig":
         if self.name == "homotopy":
+            if self.per_layer and self.num_samples:
+                raise ValueError("num_samples: expected 0 with per_layer, which estimates no trace")
             self.homotopy(total_steps=1)
             return self
         for key, field in type(self).model_fields.items():
@@ -72,20 +77,20 @@ class ScheduleConfig(Section):
         return values if self.name == "homotopy" else {key: values[key] for key in EVERYWHERE}
 
     def homotopy(self, total_steps: int) -> HomotopyOptions:
-        """The same for a `HomotopyLR` of so many steps.
+        """The same for a scheduler of so many steps.
 
         Raises:
             ValueError: A value is not one of those that are possible.
         """
-        values = self.model_dump(exclude={*EVERYWHERE, "examples", "power_iterations", "num_samples"})
+        values = self.model_dump(exclude={*EVERYWHERE, *AROUND})
         values["max_lr"] = math.inf if self.max_lr is None else self.max_lr
         return HomotopyOptions(**values, warmup_steps=self.warmup_steps or None, total_steps=total_steps)
 
     def examples_of(self, batch: int, parts: int) -> int:
         """How many examples of a batch, which goes through the network in so many parts, the curvature is measured on.
 
-        An estimate is 2.6 gradients of these, every 100th step in the end: on an eighth of the batch about 0.3 % of the
-        training. Fewer than 16 say little of the batch: their largest eigenvalue is far above its own.
+        An estimate is 2.6 gradients of these, every 200th step in the end: on an eighth of the batch about 0.15 % of
+        the training. Fewer than 16 say little of the batch: their largest eigenvalue is far above its own.
         """
         usual = min(max(16, batch // 8), -(-batch // parts))
         return min(self.examples or usual, batch)

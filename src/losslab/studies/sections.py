@@ -185,4 +185,9 @@ class RunConfig(Section):
                 f"schedule.rule: stable needs the curvature that the optimizer can bear, which is known for "
                 f"{', '.join(BOUNDED)}; got {self.optimizer.name}; take another optimizer, or rule: seed"
             )
+        if self.schedule.per_layer and self.optimizer.name not in BOUNDED:
+            raise ValueError(
+                f"schedule.per_layer: expected one of the optimizers {', '.join(BOUNDED)}, whose groups can be split; "
+                f"got {self.optimizer.name}"
+            )
         return self

@@ -182,7 +182,8 @@ class Training:
         """Evaluate, log, and keep what is good."""
         epoch = self.at.step / len(self.batches)
         times = {"epoch": int(epoch) if epoch.is_integer() else epoch, "seconds": self.at.seconds}
-        row = {"kind": "epoch", **times, "learning_rate": self.optimizer.param_groups[0]["lr"], **self.at.take_means()}
+        rate = next(group["lr"] for group in self.optimizer.param_groups if group["params"])
+        row = {"kind": "epoch", **times, "learning_rate": rate, **self.at.take_means()}
         loss, accuracy = self._evaluate(self.validation)
         row |= {"validation_loss": loss, "validation_accuracy": accuracy}
         row |= {"parameter_norm": parameter_norm(self.network), "gradient_norm": gradient_norm}

@@ -37,6 +37,17 @@ class Measured:
     seconds: float
 
 
+@dataclass(frozen=True)
+class MeasuredLayer(Measured):
+    """The same of one layer of a `PerLayerHomotopyLR`.
+
+    Attributes:
+        layer: Its name.
+    """
+
+    layer: str
+
+
 def export(rows: Iterable[Any], kind: type, path: str | Path) -> None:
     """Write rows as CSV, whole or not at all. Numbers are spelled so that `float` reads the same number back.
 

@@ -1,9 +1,10 @@
 """A learning rate for each layer, read off the curvature of that layer."""
 
 import math
-import statistics
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,7 +15,9 @@ from losslab.optim.homotopy.buffers import kept_buffers
 from losslab.optim.homotopy.checks import count, number, of_kind
 from losslab.optim.homotopy.curvature import Curvature, CurvatureEstimator, trainable
 from losslab.optim.homotopy.given_loss import given, whole_graph
+from losslab.optim.homotopy.history import MeasuredLayer, export
 from losslab.optim.homotopy.layer_curvature import LayerCurvature, Method, together
+from losslab.optim.homotopy.layer_rates import LayerRates
 from losslab.optim.homotopy.options import HomotopyOptions
 from losslab.optim.homotopy.preconditioner import adaptive, bare, exact, inverse_root, leading, limit, ready
 from losslab.optim.homotopy.rate import RateRule
@@ -22,20 +25,18 @@ from losslab.optim.homotopy.regroup import layer_of, regrouped
 from losslab.optim.homotopy.rules import is_due
 from losslab.ranks import Ranks
 
-SPREAD = 10.0  # normalize_by_median: no layer's η₀ is further than this from what the optimizer has
-
 
 class PerLayerHomotopyLR(LRScheduler):
     """How fast may each layer go, given how curved the loss is along its parameters?
 
-    `HomotopyLR`'s rules, layer by layer, but that `fraction` of a limit stays what it is. A layer is what
-    `register_layer` or `layers` named, or else a parameter group of the optimizer, or several of one "name". Groups
-    keep their own η₀. Without an optimizer it is the founders' form, `step(loss, step) -> {name: lr}`, in which every
-    layer has η₀ = `base_lr`.
+    `HomotopyLR`'s rules, layer by layer. A layer is what `register_layer` or `layers` named, or else a parameter group
+    of the optimizer, or several of one "name". Groups keep their own η₀. Without an optimizer it is the founders' form,
+    `step(loss, step) -> {name: lr}`, in which every layer has η₀ = `base_lr`.
 
-    With method "blocks" curvature is ‖H_bb‖ of the layer's own block. What layers do to each other is left out: if B of
-    them are coupled, the step may be up to B times too long, and a `fraction` below 1/B is safe. "joint" counts it
-    (`JointPower`), and takes one product in all.
+    With method "joint" the curvature of a layer is ρ_b, with which all layers together stay at their part of the limit
+    (`JointPower`). With "blocks" it is ‖H_bb‖ of the layer's own block, and what layers do to each other is left out:
+    if B of them are coupled, the step may be up to B times too long, a `fraction` below 1/B is safe, and by default it
+    stays what it is at first.
 
     Args:
         optimizer: Any. Groups that hold a part of a layer only are split, with all their settings.
@@ -53,13 +54,12 @@ class PerLayerHomotopyLR(LRScheduler):
         **settings: Fields of `HomotopyOptions`.
 
     Attributes:
-        rules: How far the rate of each layer has come, by name.
         found: The newest estimate for each, of its block of the Hessian and its part of the gradient.
         measured: Of all layers together: the largest of their norms, the whole gradient; None before the first.
         skipped: Estimates that were not finite; the rates then went on as they were.
 
-    Cost: at each estimate one gradient and one product for each of B layers, fewer than B products with the whole
-    Hessian, since each goes back as far as its layer only; or, with "joint", one product.
+    Cost: at each estimate one gradient and one product; or, with "blocks", one for each of B layers, together less than
+    B products with the whole Hessian, since each goes back as far as its layer only.
 
     Raises:
         ValueError: A setting is unknown or out of range, or layers overlap.
@@ -83,7 +83,7 @@ class PerLayerHomotopyLR(LRScheduler):
         layers: Mapping[str, Sequence[Tensor]] | None = None,
         base_lr: float | None = None,
         normalize_by_median: bool = False,
-        method: Method = "blocks",
+        method: Method = "joint",
         examples: int | None = None,
         model: nn.Module | None = None,
         estimator: CurvatureEstimator | None = None,
@@ -99,15 +99,15 @@ class PerLayerHomotopyLR(LRScheduler):
         if examples is not None:
             count("examples", examples, 1, "None")
         known = {} if optimizer is None else {"exact": exact(optimizer), "adaptive": adaptive(optimizer)}
-        self.options = HomotopyOptions.of(settings).settled(**known, one_rate=False)
+        self.options = HomotopyOptions.of(settings).settled(**known, together=method == "joint")
         if base_lr is not None:
             number("base_lr", base_lr, 0, open_low=True, finite=True)
             if optimizer is not None:
                 raise ValueError("base_lr: expected None with an optimizer, whose groups have their lr, got both")
-        self.loss, self.examples, self.model, self.normalize_by_median = loss, examples, model, normalize_by_median
+        self.loss, self.examples, self.model = loss, examples, model
         self._present: Tensor | Callable[..., Tensor] | None = loss
         self.curvature = LayerCurvature(estimator or CurvatureEstimator(), method)
-        self.rules: dict[str, RateRule] = {}
+        self._rates = LayerRates(self.options, normalize_by_median=normalize_by_median)
         self.found: dict[str, Curvature] = {}
         self.measured: Curvature | None = None
         self.skipped, self._own = 0, optimizer is None
@@ -139,7 +139,7 @@ class PerLayerHomotopyLR(LRScheduler):
             raise ValueError(f"name: expected a name that is not taken, got {name!r}")
         sources = regrouped(self.optimizer, name, params, add=self._own)
         self._name(self.optimizer)
-        self.rules[name].load_state_dict(self.rules[self._names[sources[0]]].state_dict())
+        self._rates.go_on(name, before=self._names[sources[0]])
         self._adopt()
 
     def _name(self, optimizer: Optimizer) -> None:
@@ -147,7 +147,7 @@ class PerLayerHomotopyLR(LRScheduler):
         follows = adaptive(optimizer)
         for index, group in enumerate(optimizer.param_groups[len(self._names) :], start=len(self._names)):
             self._names.append(layer_of(group, index))
-            self.rules.setdefault(self._names[-1], RateRule(self.options, math.nan, adaptive=follows))
+            self._rates.add(self._names[-1], adaptive=follows)
 
     def _adopt(self) -> None:
         """Rates for groups that have been added since the last step."""
@@ -155,6 +155,16 @@ class PerLayerHomotopyLR(LRScheduler):
         for group in self.optimizer.param_groups[len(self.base_lrs) :]:
             self.base_lrs.append(group.setdefault("initial_lr", group["lr"]))
             self._last_lr.append(group["lr"])
+
+    @property
+    def rules(self) -> dict[str, RateRule]:
+        """How far the rate of each layer has come."""
+        return self._rates.rules
+
+    @property
+    def history(self) -> list[MeasuredLayer]:
+        """A row for each layer at each estimate."""
+        return self._rates.history
 
     @property
     def rates(self) -> dict[str, float]:
@@ -193,17 +203,35 @@ class PerLayerHomotopyLR(LRScheduler):
         if not self._get_lr_called_within_step:
             return list(self.get_last_lr())
         self._adopt()
-        due = self._due()
-        if not due or self._measure():
-            self._advance()
-        first = float(self.base_lrs[self._first])
-        at = {name: rule.at(self.last_epoch) for name, rule in self.rules.items()}
+        first = self.base_lr
+        due, began = self._due(), time.perf_counter()
+        measured = due and self._measure()
+        seconds = time.perf_counter() - began
+        if measured or not due:
+            if self.last_epoch == 0:
+                self._rates.restart()  # SequentialLR's turn: begin
+            self._rates.advance(first, self.last_epoch - 1)
+        if measured:
+            self._rates.note(self.found, step=self.last_epoch, base=first, seconds=seconds)
+        at = self._rates.at(self.last_epoch)
         return [float(b) * (at[n] / first) if first else 0.0 for n, b in zip(self._names, self.base_lrs, strict=True)]
 
+    def export_metrics(self, path: str | Path) -> None:
+        """Write the history as CSV, a row for each layer at each estimate; its columns are `MeasuredLayer`'s fields.
+
+        Raises:
+            OSError: It cannot be written; an older file is still there.
+        """
+        export(self.history, MeasuredLayer, path)
+
     def _initial_step(self) -> None:
-        for rule in self.rules.values():
-            rule.rate = math.nan  # SequentialLR has its first scheduler begin once more
+        self._rates.restart()  # SequentialLR has its first scheduler begin once more
         super()._initial_step()
+
+    @property
+    def base_lr(self) -> float:
+        """η₀ of the first group that has one."""
+        return float(self.base_lrs[self._first])
 
     @property
     def _first(self) -> int:
@@ -215,21 +243,6 @@ class PerLayerHomotopyLR(LRScheduler):
         if self._is_initial or not is_due(now, self.options.frequency):
             return False
         return (self.options.rule != "stable" or ready(self.optimizer)) and bool(self._trainable())
-
-    def _advance(self) -> None:
-        """One step on for each layer."""
-        first, bears = float(self.base_lrs[self._first]), limit(self.optimizer)
-        known = [rule.curvature for rule in self.rules.values() if 0 < rule.curvature < math.inf]
-        median = statistics.median(known) if known and self.normalize_by_median else math.nan
-        for rule in self.rules.values():
-            rule.limit, base, target = bears, first, None
-            if self.last_epoch == 0:
-                rule.rate = math.nan  # SequentialLR's turn: begin
-            if median > 0 and self.options.rule != "stable":
-                target = median
-            elif median > 0 and rule.curvature > 0:
-                base = first * min(max(median / rule.curvature, 1 / SPREAD), SPREAD)
-            rule.advance(base, self.last_epoch - 1, target)
 
     def _measure(self) -> bool:
         """Take the curvature of each layer now into account; whether it is finite."""
@@ -247,8 +260,7 @@ class PerLayerHomotopyLR(LRScheduler):
                 warnings.warn(text, stacklevel=7)
             return False
         self.found, self.measured = found, together(found)
-        for name, estimate in found.items():
-            self.rules[name].take(estimate)
+        self._rates.take(found, limit(self.optimizer))
         return True
 
     def _trainable(self) -> dict[str, list[Tensor]]:
@@ -273,7 +285,7 @@ class PerLayerHomotopyLR(LRScheduler):
             "last_lr": list(self._last_lr),
             "skipped": self.skipped,
             "curvature": self.curvature.state_dict(),
-            "rules": {name: rule.state_dict() for name, rule in self.rules.items()},
+            "rates": self._rates.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -282,12 +294,8 @@ class PerLayerHomotopyLR(LRScheduler):
         Raises:
             ValueError: It is of other layers.
         """
-        if list(state_dict["rules"]) != list(self.rules):
-            there, here = (", ".join(names) for names in (state_dict["rules"], self.rules))
-            raise ValueError(f"state_dict: expected the layers {here}, got {there}; register the same layers first")
+        self._rates.load_state_dict(state_dict["rates"])
         self.last_epoch, self._step_count = state_dict["last_epoch"], state_dict["step_count"]
         self.base_lrs, self._last_lr = list(state_dict["base_lrs"]), list(state_dict["last_lr"])
         self.skipped = state_dict["skipped"]
         self.curvature.load_state_dict(state_dict["curvature"])
-        for name, rule in state_dict["rules"].items():
-            self.rules[name].load_state_dict(rule)

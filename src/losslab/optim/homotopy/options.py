@@ -28,7 +28,7 @@ class HomotopyOptions:
             exact.
         late_fraction: The same at the end of `total_steps`, and up to there in a straight line; without `total_steps`
             `fraction` stays. None: 0.5, or `fraction` if that is larger. Where the limit is not exact, or layers have
-            rates of their own: `fraction`.
+            rates by their own blocks: `fraction`.
         warmup_steps: How long the rise takes where nothing brakes it. None: a tenth of `total_steps`, 100 steps
             without, none for the founders' rules.
         initial_fraction: Of η₀, where the rise starts.
@@ -64,7 +64,7 @@ class HomotopyOptions:
     target_percentile: float = 0.75
     target_window: int | Literal["p2"] = 1000
     floor: float = 0.0
-    frequency: int = 100
+    frequency: int = 200
     ema: float = 0.9
     min_lr: float = 0.0
     max_lr: float = math.inf
@@ -107,13 +107,13 @@ class HomotopyOptions:
             return 0
         return 100 if self.total_steps is None else max(self.total_steps // 10, 1)
 
-    def settled(self, *, exact: bool = True, adaptive: bool = False, one_rate: bool = True) -> "HomotopyOptions":
+    def settled(self, *, exact: bool = True, adaptive: bool = False, together: bool = True) -> "HomotopyOptions":
         """With the fractions that None stands for.
 
         Args:
             exact: Whether the limit is.
             adaptive: Whether the optimizer's preconditioner follows the gradients.
-            one_rate: Whether there is one for all parameters.
+            together: Whether λ counts all that moves: not that of layers' own blocks.
         """
         if self.rule != "stable":
             return self
@@ -121,7 +121,7 @@ class HomotopyOptions:
         if first is None:
             first = (ADAPTIVE if adaptive else FRACTION) if exact else CAUTIOUS
         if late is None:
-            late = max(first, LATE) if exact and one_rate else first
+            late = max(first, LATE) if exact and together else first
         return replace(self, fraction=first, late_fraction=late)
 
     def part(self, step: int) -> float:
