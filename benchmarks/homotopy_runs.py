@@ -51,7 +51,8 @@ class Training:
     """A run under way.
 
     Attributes:
-        seconds: Of each step, that of the scheduler included; the device is waited for where `timed`.
+        seconds: Of each step, that of the scheduler included: the processor's, or a GPU's, which is waited for where
+            `timed`.
         due: Whether each was followed by an estimate of the curvature.
     """
 
@@ -100,7 +101,9 @@ class Training:
             self.diverged = not math.isfinite(loss.item())
 
     def _now(self) -> float:
-        if self.timed and self.device.type == "cuda":
+        if self.device.type != "cuda":
+            return time.thread_time()  # what this thread has had of the processor, whatever else runs beside it
+        if self.timed:
             torch.cuda.synchronize()
         return time.perf_counter()
 

@@ -144,10 +144,9 @@ class PerLayerHomotopyLR(LRScheduler):
 
     def _name(self, optimizer: Optimizer) -> None:
         """Layers for groups that have none yet."""
-        follows = adaptive(optimizer)
         for index, group in enumerate(optimizer.param_groups[len(self._names) :], start=len(self._names)):
             self._names.append(layer_of(group, index))
-            self._rates.add(self._names[-1], adaptive=follows)
+            self._rates.add(self._names[-1], adaptive=adaptive(optimizer))
 
     def _adopt(self) -> None:
         """Rates for groups that have been added since the last step."""
@@ -191,6 +190,9 @@ class PerLayerHomotopyLR(LRScheduler):
         if isinstance(loss, int):
             loss, step = None, loss
         self._present, self._now = (self.loss, None) if loss is None else (loss, step)
+        if loss is None and step is None:
+            super().step()
+            return self.rates
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The epoch parameter", UserWarning)
             if loss is not None:  # torch's reminder of who steps first is of no use where there is no optimizer
