@@ -19,6 +19,7 @@ from optimizer_times import ALONE
 from losslab.studies.record import write_json
 
 STEPS, DENSE = 320, 120  # of each round, and how many of them have dense estimates, which leave no cache warm
+STILL = 1e-6  # η₀: all stay at like weights, whose zeros decide how long a step takes
 REFERENCE = "constant"
 
 
@@ -82,9 +83,9 @@ def measure(study: Study, rounds: int) -> None:
 
 
 def _round(study: Study, settings: Settings) -> tuple[float, float, float]:
-    runs, lr = study.runs, study.rates[len(study.rates) // 3]
+    runs = study.runs
     data = runs.data_of(study.setting.task)
-    run = study.run(settings, lr, 0, STEPS)
+    run = study.run(settings, STILL, 0, STEPS)
     Training(run, data, runs.device).step()  # what the first step of a process loads and chooses is nobody's
     training = Training(run, data, runs.device, timed=True)
     wall, processor = time.perf_counter(), time.process_time()
