@@ -60,8 +60,13 @@ def test_each_layer_has_a_line_and_all_together_one_loss(tmp_path):
     (chart,) = homotopy(read(tmp_path), COLOURS)
     rate, metric, loss = chart.panels
     assert [list(line.y) for line in rate.series] == [[0.1, 0.1], [0.2, 0.2]]
-    assert [line.legend for line in rate.series] == [True, False]
-    assert (len(metric.series), len(loss.series)) == (6, 1)
+    assert [(line.name, line.legend) for line in rate.series] == [("body", True), ("head", True)]
+    assert rate.series[0].colour != rate.series[1].colour
+    assert (len(metric.series), [line.name for line in loss.series]) == (6, ["stable"])
+    write(tmp_path / "seed", "seed")
+    (chart,) = homotopy(read(tmp_path), COLOURS)  # beside another run: one colour and one name
+    layers = [line for line in chart.panels[0].series if line.name == "stable"]
+    assert [(line.colour, line.legend) for line in layers] == [(COLOURS["stable"], True), (COLOURS["stable"], False)]
 
 
 def test_it_is_on_the_page_of_a_single_run(study):

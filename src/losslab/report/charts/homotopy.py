@@ -1,6 +1,7 @@
 """How the curvature set the learning rate."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,37 +23,67 @@ def homotopy(contents: Contents, colours: Colours) -> list[Chart]:
     runs = [run for run in contents.runs if run.homotopy]
     if not runs:
         return []
-    panels = [_panel("learning rate η", [line for run in runs for line in _lines(run, "lr", colours[run.name])])]
+    lines = [line for run in runs for line in _layers(run, colours[run.name], alone=len(runs) == 1)]
+    panels = [_panel("learning rate η", [line("lr") for line in lines])]
     for key, label in (("hessian_norm", "curvature λ"), ("kappa", "curvature κ")):
-        if having := [run for run in runs if _followed(run) == key]:
-            panels.append(_panel(label, [line for run in having for line in _curvature(run, key, colours[run.name])]))
-    losses = [next(iter(_lines(run, "loss", colours[run.name]))) for run in runs]  # one for all layers
-    panels.append(_panel("loss of the batch", losses))
+        if having := [line for line in lines if line.followed == key]:
+            panels.append(_panel(label, [series for line in having for series in line.curvature()]))
+    losses = {line.run.name: replace(line, name=line.run.name, colour=colours[line.run.name]) for line in lines}
+    panels.append(_panel("loss of the batch", [line("loss") for line in losses.values()]))  # one for all layers
     return [Chart("homotopy", "Learning rate, curvature, loss", CAPTION, panels, columns=3 if len(panels) == 3 else 2)]
 
 
-def _followed(run: Run) -> str:
-    """What the rule follows: λ in the optimizer's metric, or the founders' κ."""
-    return "hessian_norm" if run.config.get("schedule", {}).get("rule", "stable") == "stable" else "kappa"
+@dataclass(frozen=True)
+class _Rows:
+    """What is drawn of a run, or of one of its layers.
+
+    Attributes:
+        run: Whose.
+        rows: Its estimates.
+        name: In the legend.
+        colour: Of its lines.
+        legend: Whether it is there.
+    """
+
+    run: Run
+    rows: Sequence[dict[str, Any]]
+    name: str
+    colour: str
+    legend: bool
+
+    def __call__(self, key: str, colour: str | None = None, *, dashed: bool = False, legend: bool = True) -> Series:
+        """The line of one column."""
+        x, y = _column(self.rows, "step"), _column(self.rows, key)
+        return Line(self.name, x, y, colour or self.colour, dashed=dashed, legend=legend and self.legend)
+
+    @property
+    def followed(self) -> str:
+        """What the rule follows: λ in the optimizer's metric, or the founders' κ."""
+        return "hessian_norm" if self.run.config.get("schedule", {}).get("rule", "stable") == "stable" else "kappa"
+
+    def curvature(self) -> Iterable[Series]:
+        """As measured, as reckoned with, and the target."""
+        yield self(self.followed)
+        yield self("curvature", dashed=True, legend=False)
+        yield self("target", GREY, legend=False)
 
 
-def _curvature(run: Run, key: str, colour: str) -> Iterable[Series]:
-    yield from _lines(run, key, colour)
-    yield from _lines(run, "curvature", colour, dashed=True, legend=False)
-    yield from _lines(run, "target", GREY, legend=False)
+def _layers(run: Run, colour: str, *, alone: bool) -> list[_Rows]:
+    """A run, or each of its layers: in the run's colour, or told apart where it is the only run."""
+    names = list(dict.fromkeys(row.get("layer") for row in run.homotopy))
+    found = []
+    for number, layer in enumerate(names):
+        rows = [row for row in run.homotopy if row.get("layer") == layer]
+        if alone and layer is not None:
+            found.append(_Rows(run, rows, layer, PALETTE[number % (len(PALETTE) - 1)], legend=True))
+        else:
+            found.append(_Rows(run, rows, run.name, colour, legend=number == 0))
+    return found
 
 
 def _panel(label: str, series: Sequence[Series]) -> Panel:
     values = np.concatenate([line.y for line in series])
     return Panel("step", label, series, log_y=spans_decades(values[values > 0]))
-
-
-def _lines(run: Run, key: str, colour: str, *, dashed: bool = False, legend: bool = True) -> Iterable[Series]:
-    """One, or one for each layer, of which the first is in the legend."""
-    for layer in dict.fromkeys(row.get("layer") for row in run.homotopy):
-        rows = [row for row in run.homotopy if row.get("layer") == layer]
-        yield Line(run.name, _column(rows, "step"), _column(rows, key), colour, dashed=dashed, legend=legend)
-        legend = False
 
 
 def _column(rows: Iterable[dict[str, Any]], key: str) -> np.ndarray:
