@@ -130,7 +130,7 @@ class Training:
             rows = [asdict(row) for row in self.scheduler.history]
             found["history"] = {name: short([row[name] for row in rows]) for name in KEPT}
         elif isinstance(self.scheduler, PerLayerHomotopyLR):
-            found["history"] = {"step": [step for step, due in enumerate(self.due) if due]}
+            found["history"] = {"step": [step for step, due in enumerate(self.due, start=1) if due]}
         return {**found, "device": self.device.type, "torch": torch.__version__}
 
 

@@ -307,7 +307,7 @@ def test_frozen_and_empty_layers_have_no_curvature():
 
 
 @pytest.mark.parametrize("method", ["blocks", "joint"])
-def test_a_layer_that_the_loss_does_not_know_goes_at_its_base_rate(method):
+def test_a_layer_that_the_loss_does_not_know_goes_no_faster_than_the_slowest(method):
     model = Quadratic()
     model.matrices["flat"] = torch.zeros(2, 2, dtype=torch.float64)
     optimizer = torch.optim.SGD([*named_groups(model), {"params": [nn.Parameter(torch.ones(1))], "name": "idle"}], lr=1)
@@ -318,8 +318,124 @@ def test_a_layer_that_the_loss_does_not_know_goes_at_its_base_rate(method):
         scheduler.step()
     assert scheduler.skipped == 0
     assert scheduler.found["steep"].hessian_norm == pytest.approx(40, rel=1e-3)
-    assert scheduler.rates["idle"] == scheduler.rates["flat"] == 1
+    assert scheduler.rates["idle"] == scheduler.rates["flat"] == scheduler.rates["steep"] < 0.02
     assert scheduler.found["idle"].hessian_norm == 0
+
+
+def test_a_layer_that_is_thawed_is_measured_at_once():
+    """It may be braked by nothing until then: from a rate of η₀ = 10 the loss rose to 4e9."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 5)).double()
+    x, y = 2 * torch.randn(128, 20).double(), torch.randint(5, (128,))
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=10.0, momentum=0.9)
+    scheduler = PerLayerHomotopyLR(optimizer, lambda: cross_entropy(model(x), y), layers=by_module(model))
+    losses = []
+    for t in range(400):
+        if t == 300:
+            model[0].requires_grad_(True)
+            assert scheduler.rates["0"] <= scheduler.rates["2"] < 1
+        optimizer.zero_grad()
+        loss = cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        losses.append(loss.item())
+    assert next(row.step for row in scheduler.history if row.layer == "0") == 301
+    assert max(losses[300:]) < 3 * max(losses[:300])
+
+
+def test_a_part_that_vanishes_comes_back():
+    """A v that is not finite would leave the brake off for good."""
+    weights = [nn.Parameter(torch.ones(1)) for _ in range(2)]
+    scale = [1e-30]
+    loss = lambda: (weights[0].square() + scale[0] * weights[1].square()).sum() / 2  # noqa: E731
+    optimizer = torch.optim.SGD([{"params": [w], "name": n} for w, n in zip(weights, "ab", strict=True)], lr=1e-3)
+    scheduler = PerLayerHomotopyLR(optimizer, loss, warmup_steps=0, frequency=1)
+    optimizer.step()
+    scheduler.step()
+    scheduler.curvature._joint.vector[1] = 0.0
+    scale[0] = 1e4
+    for _ in range(3):
+        optimizer.step()
+        scheduler.step()
+    assert scheduler.skipped == 0
+    assert scheduler.found["b"].hessian_norm == pytest.approx(1e4, rel=1e-3)
+    assert scheduler.rates["b"] < 2e-4
+    assert scheduler.curvature._joint.vector.isfinite().all()
+
+
+def test_a_new_layer_is_measured_from_a_vector_of_its_own():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
+    x, y = batch()
+    scheduler = PerLayerHomotopyLR(optimizer, lambda: cross_entropy(model(x), y), warmup_steps=0, frequency=1)
+    for t in range(20):
+        if t == 10:
+            scheduler.register_layer("head", list(model[4].parameters()))
+        optimizer.step()
+        scheduler.step()
+    known = {row.layer: row.hessian_norm for row in scheduler.history if row.step == 11}
+    later = {row.layer: row.hessian_norm for row in scheduler.history if row.step == 20}
+    assert known == pytest.approx(later, rel=0.05)
+    assert scheduler.measured.products == 1
+
+
+def test_with_last_epoch_it_goes_on_at_the_optimizers_rates():
+    model = Quadratic()
+    rates = (0.5, 0.2, 0.1)
+    groups = [{**g, "initial_lr": 1.0, "lr": rate} for g, rate in zip(named_groups(model), rates, strict=True)]
+    scheduler = PerLayerHomotopyLR(torch.optim.SGD(groups), model.loss, last_epoch=500)
+    assert list(scheduler.rates.values()) == [0.5, 0.2, 0.1]
+    scheduler.optimizer.step()
+    scheduler.step()
+    assert scheduler.rates["flat"] == pytest.approx(0.5 * 1.02)
+
+
+def test_rows_have_the_layers_own_rates_and_targets():
+    model = Quadratic()
+    for settings in ({}, {"rule": "seed", "normalize_by_median": True}, {"normalize_by_median": True}):
+        groups = [{**group, "lr": rate} for group, rate in zip(named_groups(model), (1.0, 0.1, 0.01), strict=True)]
+        scheduler = PerLayerHomotopyLR(torch.optim.SGD(groups), model.loss, warmup_steps=0, **settings)
+        scheduler.optimizer.step()
+        rates = scheduler.step()
+        assert {row.layer: row.lr for row in scheduler.history} == rates
+        targets = [row.target for row in scheduler.history]
+        assert len(set(targets)) == (3 if settings == {"normalize_by_median": True} else 1)
+    assert targets == pytest.approx([0.8, 0.4, 0.32], rel=1e-2)  # 0.4/(0.5/λ) for λ = 1, 0.1·5, 0.01·40
+
+
+def test_joint_refuses_what_it_would_not_do():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=1.0)
+    for estimator in (
+        CurvatureEstimator(num_samples=1),
+        CurvatureEstimator(top_k=1),
+        CurvatureEstimator(method="lanczos"),
+    ):
+        with pytest.raises(ValueError, match=r"^estimator: expected power iteration alone"):
+            PerLayerHomotopyLR(optimizer, lambda: torch.ones(()), estimator=estimator)
+        PerLayerHomotopyLR(optimizer, lambda: torch.ones(()), estimator=estimator, method="blocks")
+
+
+def test_what_is_frozen_and_not_the_optimizers_is_no_layer():
+    model = network()
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    scheduler = PerLayerHomotopyLR(optimizer, lambda: torch.ones(()), layers=by_module(model))
+    assert list(scheduler.rates) == ["2", "4"]
+
+
+def test_a_models_own_parameters_have_a_name():
+    model = network()
+    model.gain = nn.Parameter(torch.ones(()))
+    assert list(by_module(model)) == ["(model)", "0", "2", "4"]
+
+
+def test_a_state_of_another_scheduler_is_refused():
+    scheduler = PerLayerHomotopyLR(torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=1.0), lambda: torch.ones(()))
+    state = {name: value for name, value in scheduler.state_dict().items() if name != "rates"}
+    with pytest.raises(ValueError, match=r"^state_dict: expected one with the rates of layers"):
+        scheduler.load_state_dict(state)
 
 
 def test_a_loss_that_is_not_finite_leaves_the_rates():

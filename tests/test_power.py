@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from losslab.operators.base import LinearOperator
 from losslab.operators.dense import DenseOperator
 from losslab.solvers.power import power_iteration
 from losslab.status import Status, StopRequested
@@ -163,3 +164,20 @@ def test_seed_generator_and_stop():
 def test_refusals(arguments, message):
     with pytest.raises(ValueError, match=message):
         power_iteration(diagonal(np.arange(8.0)), **arguments)
+
+
+class Elementwise(LinearOperator):
+    """A diagonal matrix whose products are no matmul, which autocast would round."""
+
+    def __init__(self, entries: torch.Tensor) -> None:
+        self.entries, self.size, self.dtype, self.device = entries, len(entries), entries.dtype, entries.device
+
+    def _matmat(self, matrix: torch.Tensor) -> torch.Tensor:
+        return self.entries[:, None] * matrix
+
+
+def test_inside_of_an_autocast_it_is_as_precise_as_its_operator():
+    operator = Elementwise(torch.tensor([9010.67, 100.0, 1.0]))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = power_iteration(operator, start=torch.tensor([1.0, 1e-5, 0.0]), max_matvecs=1)
+    assert found.value == pytest.approx(9010.67, rel=1e-6)

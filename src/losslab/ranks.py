@@ -144,23 +144,33 @@ class Split:
         By stretches: one float32 sum drops what is small beside its largest term (errors of 3e-3 between unit vectors
         with a few large entries among 5·10⁶, measured; by stretches 1e-5).
         """
-        products = ((row @ other.mT).double() for row, other in _stretches(rows, others))
-        return self.ranks.sum(functools.reduce(torch.add, products))
+        with _as_precise_as_given(rows.device.type):
+            products = ((row @ other.mT).double() for row, other in _stretches(rows, others))
+            found = functools.reduce(torch.add, products)
+        return self.ranks.sum(found)
 
     @staticmethod
     def take_out(rows: Tensor, coefficients: Tensor, others: Tensor) -> None:
         """V ← V − CW in place."""
         weights = coefficients.to(rows)
-        for row, other in _stretches(rows, others):
-            if row.is_cuda:  # cuBLASLt refuses addmm_ into a single row (torch 2.11)
-                row.sub_(weights @ other)
-            else:
-                row.addmm_(weights, other, alpha=-1)
+        with _as_precise_as_given(rows.device.type):
+            for row, other in _stretches(rows, others):
+                if row.is_cuda:  # cuBLASLt refuses addmm_ into a single row (torch 2.11)
+                    row.sub_(weights @ other)
+                else:
+                    row.addmm_(weights, other, alpha=-1)
 
     def norm(self, part: Tensor) -> float:
         """‖v‖ summed in float64: torch's float32 sum is off by 1e-6 at n = 2·10⁵, by 3e-5 at 2·10⁶, and T with it."""
         own = _norm(part)
         return own if self.ranks.count == 1 else math.sqrt(self.ranks.total(own**2)[0])
+
+
+def _as_precise_as_given(device: str) -> contextlib.AbstractContextManager[None]:
+    """Not in the half precision of a training loop that measures inside of its autocast."""
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
 
 
 def _stretches(rows: Tensor, others: Tensor) -> Iterable[tuple[Tensor, Tensor]]:

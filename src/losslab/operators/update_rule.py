@@ -21,7 +21,7 @@ class UpdateRule:
     On a quadratic the iteration diverges where λ_max(P^(−1/2)(H + W)P^(−1/2)) is above `bound`.
 
     Attributes:
-        learning_rate: η, that of the first parameter group.
+        learning_rate: η, that of the first group that has parameters.
         bound: See above; NaN for an optimizer that is not in RULES, and where groups differ in more than learning rate
             and weight decay.
         preconditioner: P by parameter name: in the parameter's shape, or one number for all of it; infinite for a
@@ -78,7 +78,7 @@ def update_rule(model: nn.Module, optimizer: Optimizer) -> UpdateRule:
         optimizer: Any; of one that is not in the table only the learning rate is told.
     """
     groups, rule = optimizer.param_groups, rule_of(optimizer)
-    rate = float(groups[0]["lr"])
+    rate = float(next((group for group in groups if group["params"]), groups[0])["lr"])
     if rule is None:
         return UpdateRule(rate, math.nan)
     factors = {rule.factor(group) for group in groups}

@@ -8,6 +8,7 @@ from .homotopy.clipper import CurvatureAwareGradientClipper as CurvatureAwareGra
 from .homotopy.curvature import Curvature as Curvature
 from .homotopy.curvature import CurvatureEstimator as CurvatureEstimator
 from .homotopy.history import Measured as Measured
+from .homotopy.history import MeasuredLayer as MeasuredLayer
 from .homotopy.layer_groups import by_module as by_module
 from .homotopy.layer_groups import transformer_blocks as transformer_blocks
 from .homotopy.layers import PerLayerHomotopyLR as PerLayerHomotopyLR

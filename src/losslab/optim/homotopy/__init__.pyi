@@ -2,6 +2,7 @@ from .clipper import CurvatureAwareGradientClipper as CurvatureAwareGradientClip
 from .curvature import Curvature as Curvature
 from .curvature import CurvatureEstimator as CurvatureEstimator
 from .history import Measured as Measured
+from .history import MeasuredLayer as MeasuredLayer
 from .layer_groups import by_module as by_module
 from .layer_groups import transformer_blocks as transformer_blocks
 from .layers import PerLayerHomotopyLR as PerLayerHomotopyLR

@@ -46,53 +46,70 @@ class JointPower:
     With rates η_b = c/ρ_b the matrix diag(η)H has the eigenvalue c: what layers do to each other is counted, which
     blocks by themselves leave out (theirs may add up to B times as much). Where H is block-diagonal, ρ_b is ‖H_bb‖.
 
+    Args:
+        generator: Of the first v, and of parts of it that have vanished.
+
     Attributes:
         vector: v; None before the first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, generator: torch.Generator | None = None) -> None:
         self.vector: Tensor | None = None
+        self._generator = make_generator(0) if generator is None else generator
 
-    def __call__(
-        self, hessian: BatchHessian, blocks: Sequence[BatchHessian], products: int = 1, seed: int = 0
-    ) -> list[Curvature]:
+    def __call__(self, hessian: BatchHessian, blocks: Sequence[BatchHessian], products: int = 1) -> list[Curvature]:
         """One product from where the last call ended, ten in the first; a `Curvature` for each block, with ρ_b.
 
         Args:
             hessian: Of all blocks, with their roots.
             blocks: For their gradients' norms.
             products: Of a call that is not the first.
-            seed: Of the first v.
 
         Cost: `products` products with the whole H; memory one vector.
         """
-        v, sizes = self.vector, [block.size for block in blocks]
-        if v is None or v.shape != (hessian.size,):
-            v, products = gaussian((hessian.size,), make_generator(seed)), max(products, COLD_PRODUCTS)
-        v = _units(v.to(hessian.device, hessian.dtype), sizes)
+        sizes = [block.size for block in blocks]
+        v = self._start(hessian, sizes)
+        products = products if self.vector is not None else max(products, COLD_PRODUCTS)
         lengths: list[float] = []
         for _ in range(products):
             image = hessian @ v
-            lengths = [float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in image.split(sizes)]
+            lengths = [_length(part) for part in image.split(sizes)]
             if not all(map(math.isfinite, lengths)):
                 break
-            units = _units(image, sizes)
-            v = torch.where(units.isnan(), v, units)
+            v = _units(image, sizes, otherwise=v)
         self.vector = v
         return [
             Curvature(hessian.loss, block.gradient_norm, length, products=products)
             for block, length in zip(blocks, lengths, strict=True)
         ]
 
+    def _start(self, hessian: BatchHessian, sizes: Sequence[int]) -> Tensor:
+        """The last v, or random numbers, of which each part has length 1."""
+        if self.vector is not None and self.vector.shape != (hessian.size,):
+            self.vector = None
+        v = gaussian((hessian.size,), self._generator) if self.vector is None else self.vector
+        v = v.to(hessian.device, hessian.dtype)
+        if not all(0 < _length(part) < math.inf for part in v.split(list(sizes))):
+            drawn = gaussian((hessian.size,), self._generator).to(v)
+            return _units(v, sizes, otherwise=_units(drawn, sizes, otherwise=drawn))
+        return _units(v, sizes, otherwise=v)
+
     def state_dict(self) -> dict[str, Tensor]:
-        """The vector."""
-        return {} if self.vector is None else {"vector": self.vector.clone()}
+        """The vector, and where the random numbers stand."""
+        vector = {} if self.vector is None else {"vector": self.vector.clone()}
+        return {"generator": self._generator.get_state(), **vector}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from `state_dict`."""
+        self._generator.set_state(state["generator"].cpu())
         self.vector = state["vector"].clone() if "vector" in state else None
 
 
-def _units(vector: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Each part of length 1; NaN where it is zero."""
-    return torch.cat([part / torch.linalg.vector_norm(part) for part in vector.split(list(sizes))])
+def _length(part: Tensor) -> float:
+    return float(torch.linalg.vector_norm(part, dtype=torch.float64))
+
+
+def _units(vector: Tensor, sizes: Sequence[int], *, otherwise: Tensor) -> Tensor:
+    """Each part of length 1; what it is otherwise, where it has vanished or is not finite."""
+    pairs = zip(vector.split(list(sizes)), otherwise.split(list(sizes)), strict=True)
+    return torch.cat([part / size if 0 < (size := _length(part)) < math.inf else other for part, other in pairs])

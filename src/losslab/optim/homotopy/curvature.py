@@ -111,7 +111,7 @@ class CurvatureEstimator:
         number("tol", tol, 0, 1, open_low=True)
         self.power_iterations, self.num_samples, self.top_k = power_iterations, num_samples, top_k
         self.distribution, self.method, self.tol = distribution, method, tol
-        self._generator = make_generator(seed)
+        self.generator = make_generator(seed)
         self._vector: Tensor | None = None
         self._differences = False  # whether second derivatives were missed once: then no more time is lost on them
 
@@ -165,7 +165,7 @@ class CurvatureEstimator:
         if self.top_k:
             k = min(self.top_k, hessian.size)
             try:
-                pairs = eigenpairs(hessian, k, tol=self.tol, vectors=False, seed=self._generator)
+                pairs = eigenpairs(hessian, k, tol=self.tol, vectors=False, seed=self.generator)
                 found["eigenvalues"] = tuple(map(float, pairs.values))
                 found["products"] += pairs.matvecs
             except ValueError:  # P so uneven that rounding leaves no symmetry: no reason to end a training
@@ -175,7 +175,7 @@ class CurvatureEstimator:
     def _norm(self, hessian: BatchHessian) -> dict[str, Any]:
         start = self._vector
         if start is None or start.shape != (hessian.size,):
-            start = gaussian((hessian.size,), self._generator)
+            start = gaussian((hessian.size,), self.generator)
             products = max(self.power_iterations, COLD_PRODUCTS)
         else:
             products = self.power_iterations
@@ -208,18 +208,18 @@ class CurvatureEstimator:
 
     def _trace(self, hessian: BatchHessian) -> dict[str, Any]:
         draw = rademacher if self.distribution == "rademacher" else gaussian
-        vectors = draw((self.num_samples, hessian.size), self._generator)
+        vectors = draw((self.num_samples, hessian.size), self.generator)
         found = trace(hessian, method="hutchinson", vectors=vectors.to(hessian.device))
         return {"trace": found.value, "trace_error": found.standard_error}
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors only: the vector, and where the random numbers stand."""
         vector = {} if self._vector is None else {"vector": self._vector.clone()}
-        return {"generator": self._generator.get_state(), **vector}
+        return {"generator": self.generator.get_state(), **vector}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
-        self._generator.set_state(state["generator"].cpu())
+        self.generator.set_state(state["generator"].cpu())
         self._vector = state["vector"].clone() if "vector" in state else None
 
 

@@ -39,7 +39,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class MeasuredLayer(Measured):
-    """The same of one layer of a `PerLayerHomotopyLR`.
+    """The same of one layer of a `PerLayerHomotopyLR`: its own rate, curvature, part of the gradient and target.
 
     Attributes:
         layer: Its name.

@@ -30,7 +30,12 @@ class LayerCurvature:
 
     def __init__(self, estimator: CurvatureEstimator, method: Method) -> None:
         one_of("method", method, get_args(Method))
-        self.method, self._template, self._joint = method, estimator, JointPower()
+        if method == "joint" and (estimator.num_samples or estimator.top_k or estimator.method != "power"):
+            raise ValueError(
+                "estimator: expected power iteration alone, without num_samples and top_k, with method='joint'; "
+                "method='blocks' takes them"
+            )
+        self.method, self._template, self._joint = method, estimator, JointPower(estimator.generator)
         self._estimators: dict[str, CurvatureEstimator] = {}
         self._differences = False
 
@@ -53,7 +58,8 @@ class LayerCurvature:
         """
         everything = [parameter for members in layers.values() for parameter in members]
         hessian = BatchHessian(loss, everything, ranks=ranks, differences=self._differences)
-        roots = [None if root is None else root(members) for members in layers.values()]
+        apart = root if self.method == "blocks" else None  # "joint" multiplies with the whole matrix alone
+        roots = [None if apart is None else apart(members) for members in layers.values()]
         blocks = diagonal_blocks(hessian, [len(members) for members in layers.values()], roots)
         if not (math.isfinite(hessian.loss) and math.isfinite(hessian.gradient_norm)):
             return {name: Curvature(hessian.loss, hessian.gradient_norm, math.nan) for name in layers}
@@ -77,6 +83,10 @@ class LayerCurvature:
             text = f"curvature: no second derivatives ({complaints[0]}); products are differences of gradients"
             warnings.warn(f"{text}, wrong by some percent in float32", stacklevel=4)
 
+    def forget(self) -> None:
+        """Begin with random vectors: the layers are others."""
+        self._joint.vector = None
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors and names."""
         return {
@@ -99,12 +109,12 @@ class LayerCurvature:
             self._of(name).load_state_dict(estimator)
 
 
-def together(found: Mapping[str, Curvature]) -> Curvature:
-    """Of the layers' blocks as one matrix: the largest of their norms; of the whole gradient."""
+def together(found: Mapping[str, Curvature], method: Method) -> Curvature:
+    """Of all layers as one: the largest of their λ; the whole gradient's length."""
     estimates = list(found.values())
     return Curvature(
         estimates[0].loss,
         math.hypot(*(estimate.gradient_norm for estimate in estimates)),
         max(estimate.hessian_norm for estimate in estimates),
-        products=sum(estimate.products for estimate in estimates),
+        products=(sum if method == "blocks" else max)(estimate.products for estimate in estimates),
     )

@@ -12,12 +12,15 @@ Layers = dict[str, list[nn.Parameter]]
 def by_module(model: nn.Module) -> Layers:
     """The parameters of each module that holds some itself, under the module's name; tied ones under their first.
 
+    The model's own are those of "(model)".
+
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
     >>> {name: len(parameters) for name, parameters in by_module(model).items()}
     {'0': 2, '2': 2}
     """
     named = dict(model.named_parameters())
-    return {name: [named[member] for member in members] for name, members in of_modules(list(named)).items()}
+    found = of_modules(list(named)).items()
+    return {name or "(model)": [named[member] for member in members] for name, members in found}
 
 
 def transformer_blocks(model: nn.Module) -> Layers:

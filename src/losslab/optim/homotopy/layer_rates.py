@@ -51,35 +51,51 @@ class LayerRates:
         for rule in self.rules.values():
             rule.limit = limit
 
-    def note(self, found: Mapping[str, Curvature], *, step: int, base: float, seconds: float) -> None:
-        """A row for each layer; the loss is that of all together, and so are the seconds."""
+    def note(
+        self, found: Mapping[str, Curvature], rates: Mapping[str, float], *, step: int, base: float, seconds: float
+    ) -> None:
+        """A row for each layer, with its rate; the loss is that of all together, and so are the seconds."""
         for layer, estimate in found.items():
             rule = self.rules[layer]
+            own, target = self._compared(rule, base)
             row = MeasuredLayer(
                 step=step,
                 loss=estimate.loss,
-                lr=rule.at(step),
+                lr=rates[layer],
                 curvature=rule.curvature,
                 hessian_norm=estimate.hessian_norm,
                 grad_norm=estimate.gradient_norm,
                 trace=estimate.trace,
-                target=rule.target(base, max(step - 1, 0)),
+                target=rule.target(own, max(step - 1, 0)) if target is None else target,
                 seconds=seconds,
                 layer=layer,
             )
             self.history.append(row)
 
     def advance(self, base: float, step: int) -> None:
-        """One step on for each, from η₀ = `base`, after so many."""
-        known = [rule.curvature for rule in self.rules.values() if 0 < rule.curvature < math.inf]
-        median = statistics.median(known) if known and self.normalize_by_median else math.nan
+        """One step on for each, from η₀ = `base`, after so many.
+
+        Of a layer without curvature (frozen until now, not used by the batches that were measured) nothing is known
+        that would brake it: it goes no faster than the slowest of the others.
+        """
         for rule in self.rules.values():
-            own, target = base, None
-            if median > 0 and self.options.rule != "stable":
-                target = median
-            elif median > 0 and rule.curvature > 0:
-                own = base * min(max(median / rule.curvature, 1 / SPREAD), SPREAD)
+            own, target = self._compared(rule, base)
             rule.advance(own, step, target)
+        slowest = min((rule.rate for rule in self.rules.values() if rule.curvature > 0), default=math.inf)
+        for rule in self.rules.values():
+            if self.options.rule == "stable" and not rule.curvature > 0:
+                rule.rate = min(rule.rate, slowest)
+
+    def _compared(self, rule: RateRule, base: float) -> tuple[float, float | None]:
+        """A layer's η₀, and κ* in place of its own, where layers are compared with each other."""
+        known = [rule.curvature for rule in self.rules.values() if 0 < rule.curvature < math.inf]
+        if not known or not self.normalize_by_median:
+            return base, None
+        median = statistics.median(known)
+        if self.options.rule != "stable":
+            return base, median
+        ratio = median / rule.curvature if rule.curvature > 0 else 1.0
+        return base * min(max(ratio, 1 / SPREAD), SPREAD), None
 
     def at(self, step: int) -> dict[str, float]:
         """η of each layer at this step, with the decay."""

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from losslab.optim.homotopy.buffers import kept_buffers
 from losslab.optim.homotopy.checks import count, number, of_kind
-from losslab.optim.homotopy.curvature import Curvature, CurvatureEstimator, trainable
+from losslab.optim.homotopy.curvature import Curvature, CurvatureEstimator
 from losslab.optim.homotopy.given_loss import given, whole_graph
 from losslab.optim.homotopy.history import MeasuredLayer, export
 from losslab.optim.homotopy.layer_curvature import LayerCurvature, Method, together
@@ -21,7 +21,7 @@ from losslab.optim.homotopy.layer_rates import LayerRates
 from losslab.optim.homotopy.options import HomotopyOptions
 from losslab.optim.homotopy.preconditioner import adaptive, bare, exact, inverse_root, leading, limit, ready
 from losslab.optim.homotopy.rate import RateRule
-from losslab.optim.homotopy.regroup import layer_of, regrouped
+from losslab.optim.homotopy.regroup import LayerNames, regrouped
 from losslab.optim.homotopy.rules import is_due
 from losslab.ranks import Ranks
 
@@ -42,20 +42,21 @@ class PerLayerHomotopyLR(LRScheduler):
         optimizer: Any. Groups that hold a part of a layer only are split, with all their settings.
         loss: As in `HomotopyLR`.
         layers: Names and parameters, as `by_module` and `transformer_blocks` give them. Parameters that are in none
-            stay in their groups.
+            stay in their groups; frozen ones that the optimizer does not have are left out.
         base_lr: Without an optimizer: η₀.
         normalize_by_median: Compare layers with each other. The founders' rules: κ* is the median of the layers' κ.
             "stable": a layer's η₀ is multiplied by median/λ of it, at most tenfold either way.
         method: See above.
         examples: As in `HomotopyLR`.
         model: Likewise.
-        estimator: How curvature is estimated; each layer has a copy of its own.
+        estimator: How curvature is estimated; with "blocks" each layer has a copy of its own, "joint" takes its number
+            of products and its seed.
         last_epoch: As in every scheduler of torch.
         **settings: Fields of `HomotopyOptions`.
 
     Attributes:
-        found: The newest estimate for each, of its block of the Hessian and its part of the gradient.
-        measured: Of all layers together: the largest of their norms, the whole gradient; None before the first.
+        found: The newest estimate for each: its λ, and its part of the gradient.
+        measured: Of all layers together: the largest of their λ, the whole gradient; None before the first.
         skipped: Estimates that were not finite; the rates then went on as they were.
 
     Cost: at each estimate one gradient and one product; or, with "blocks", one for each of B layers, together less than
@@ -111,12 +112,16 @@ class PerLayerHomotopyLR(LRScheduler):
         self.found: dict[str, Curvature] = {}
         self.measured: Curvature | None = None
         self.skipped, self._own = 0, optimizer is None
-        self._names: list[str] = []
         self._now: int | None = None
+        self._moving = 0  # parameters, at the newest estimate
         optimizer = SGD([{"params": []}], lr=0.01 if base_lr is None else base_lr) if optimizer is None else optimizer
+        there = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         for name, parameters in (layers or {}).items():
-            regrouped(optimizer, name, parameters, add=self._own)
-        self._name(optimizer)
+            chosen = [parameters] if isinstance(parameters, Tensor) else parameters
+            if members := [p for p in chosen if p.requires_grad or id(p) in there]:
+                regrouped(optimizer, name, members, add=self._own)
+        self._names = LayerNames(optimizer)
+        self._name()
         if self.options.rule == "stable" and math.isnan(limit(optimizer)) and not self._own:
             name = type(bare(optimizer)).__name__
             text = f"PerLayerHomotopyLR: no stability limit is known for {name}; the rates only rise and decay"
@@ -126,7 +131,7 @@ class PerLayerHomotopyLR(LRScheduler):
     def register_layer(self, name: str, params: Sequence[Tensor]) -> None:
         """Give some parameters a rate of their own, from now on; it begins at the one that they have had.
 
-        With the curvature that they were part of, too: a block of a Hessian is curved no more than the whole.
+        With the curvature that they were part of, too, until the next estimate.
 
         Args:
             name: Of the layer.
@@ -135,22 +140,21 @@ class PerLayerHomotopyLR(LRScheduler):
         Raises:
             ValueError: The name is taken, there is no parameter, or one is not the optimizer's.
         """
-        if name in self._names:
+        if name in self._names.of_groups:
             raise ValueError(f"name: expected a name that is not taken, got {name!r}")
         sources = regrouped(self.optimizer, name, params, add=self._own)
-        self._name(self.optimizer)
-        self._rates.go_on(name, before=self._names[sources[0]])
+        self._name()
+        self._rates.go_on(name, before=self._names.of_groups[sources[0]])
+        self.curvature.forget()
         self._adopt()
 
-    def _name(self, optimizer: Optimizer) -> None:
-        """Layers for groups that have none yet."""
-        for index, group in enumerate(optimizer.param_groups[len(self._names) :], start=len(self._names)):
-            self._names.append(layer_of(group, index))
-            self._rates.add(self._names[-1], adaptive=adaptive(optimizer))
+    def _name(self) -> None:
+        for name in self._names.adopt():
+            self._rates.add(name, adaptive=adaptive(self._names.optimizer))
 
     def _adopt(self) -> None:
         """Rates for groups that have been added since the last step."""
-        self._name(self.optimizer)
+        self._name()
         for group in self.optimizer.param_groups[len(self.base_lrs) :]:
             self.base_lrs.append(group.setdefault("initial_lr", group["lr"]))
             self._last_lr.append(group["lr"])
@@ -168,11 +172,7 @@ class PerLayerHomotopyLR(LRScheduler):
     @property
     def rates(self) -> dict[str, float]:
         """The rate of each layer that has parameters."""
-        found: dict[str, float] = {}
-        for name, group in zip(self._names, self.optimizer.param_groups, strict=True):
-            if group["params"]:
-                found.setdefault(name, float(group["lr"]))
-        return found
+        return self._names.first([group["lr"] for group in self.optimizer.param_groups])
 
     def step(  # type: ignore[override]
         self, loss: Tensor | Callable[..., Tensor] | int | None = None, step: int | None = None
@@ -209,14 +209,26 @@ class PerLayerHomotopyLR(LRScheduler):
         due, began = self._due(), time.perf_counter()
         measured = due and self._measure()
         seconds = time.perf_counter() - began
+        if self._is_initial and self.last_epoch > 0:
+            return self._as_they_are(first)
         if measured or not due:
             if self.last_epoch == 0:
                 self._rates.restart()  # SequentialLR's turn: begin
             self._rates.advance(first, self.last_epoch - 1)
-        if measured:
-            self._rates.note(self.found, step=self.last_epoch, base=first, seconds=seconds)
         at = self._rates.at(self.last_epoch)
-        return [float(b) * (at[n] / first) if first else 0.0 for n, b in zip(self._names, self.base_lrs, strict=True)]
+        pairs = zip(self._names.of_groups, self.base_lrs, strict=True)
+        rates: list[float | Tensor] = [float(b) * (at[n] / first) if first else 0.0 for n, b in pairs]
+        if measured:
+            of_layers = self._names.first(rates)
+            self._rates.note(self.found, of_layers, step=self.last_epoch, base=first, seconds=seconds)
+        return rates
+
+    def _as_they_are(self, base: float) -> list[float | Tensor]:
+        """With `last_epoch`, to go on: the optimizer has the rates."""
+        for name, b, group in zip(self._names.of_groups, self.base_lrs, self.optimizer.param_groups, strict=True):
+            rule = self.rules[name]
+            rule.rate = float(group["lr"]) * (base / float(b) if b else 1.0) / (rule.fall(self.last_epoch) or 1.0)
+        return [group["lr"] for group in self.optimizer.param_groups]
 
     def export_metrics(self, path: str | Path) -> None:
         """Write the history as CSV, a row for each layer at each estimate; its columns are `MeasuredLayer`'s fields.
@@ -240,11 +252,12 @@ class PerLayerHomotopyLR(LRScheduler):
         return leading(self.optimizer.param_groups)
 
     def _due(self) -> bool:
-        """Never as the scheduler is made, when there may be no batch yet."""
+        """Never as the scheduler is made, when there may be no batch yet; at once where other parameters move."""
         now = max(self.last_epoch - 1, 0) if self._now is None else self._now
-        if self._is_initial or not is_due(now, self.options.frequency):
+        others = self.measured is not None and self._names.moving() != self._moving
+        if self._is_initial or not (others or is_due(now, self.options.frequency)):
             return False
-        return (self.options.rule != "stable" or ready(self.optimizer)) and bool(self._trainable())
+        return (self.options.rule != "stable" or ready(self.optimizer)) and bool(self._names.trainable())
 
     def _measure(self) -> bool:
         """Take the curvature of each layer now into account; whether it is finite."""
@@ -254,24 +267,17 @@ class PerLayerHomotopyLR(LRScheduler):
             )
         root = (lambda members: inverse_root(self.optimizer, members)) if self.options.rule == "stable" else None
         with kept_buffers(self.model), whole_graph():
-            found = self.curvature(self._function(self._present), self._trainable(), root, Ranks.world())
+            found = self.curvature(self._function(self._present), self._names.trainable(), root, Ranks.world())
         if not all(estimate.finite for estimate in found.values()):
             self.skipped += 1
             if self.skipped == 1:
                 text = "PerLayerHomotopyLR: curvature that is not finite was passed over; the rates stay"
                 warnings.warn(text, stacklevel=7)
             return False
-        self.found, self.measured = found, together(found)
+        self.found, self.measured = found, together(found, self.curvature.method)
         self._rates.take(found, limit(self.optimizer))
+        self._moving = self._names.moving()
         return True
-
-    def _trainable(self) -> dict[str, list[Tensor]]:
-        """The parameters of each layer that has trainable ones."""
-        found: dict[str, list[Tensor]] = {}
-        for name, group in zip(self._names, self.optimizer.param_groups, strict=True):
-            if chosen := trainable(group["params"]):
-                found.setdefault(name, []).extend(chosen)
-        return found
 
     def _function(self, loss: Tensor | Callable[..., Tensor]) -> Callable[[], Tensor]:
         if isinstance(loss, Tensor):
@@ -296,6 +302,10 @@ class PerLayerHomotopyLR(LRScheduler):
         Raises:
             ValueError: It is of other layers.
         """
+        if "rates" not in state_dict:
+            raise ValueError(
+                "state_dict: expected one with the rates of layers, got one of another scheduler or version"
+            )
         self._rates.load_state_dict(state_dict["rates"])
         self.last_epoch, self._step_count = state_dict["last_epoch"], state_dict["step_count"]
         self.base_lrs, self._last_lr = list(state_dict["base_lrs"]), list(state_dict["last_lr"])

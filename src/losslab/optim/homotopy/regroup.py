@@ -1,10 +1,12 @@
-"""Parameters of one layer get groups of their own in an optimizer, whose other settings they keep."""
+"""Layers as an optimizer's parameter groups: their names, and groups of their own, whose other settings they keep."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
+
+from losslab.optim.homotopy.curvature import trainable
 
 
 def layer_of(group: dict[str, Any], index: int) -> str:
@@ -14,6 +16,44 @@ def layer_of(group: dict[str, Any], index: int) -> str:
     ('head', 'group 2')
     """
     return str(group.get("name", f"group {index}"))
+
+
+class LayerNames:
+    """Which layer does each parameter group of an optimizer belong to?
+
+    Attributes:
+        of_groups: The names, group by group.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer, self.of_groups = optimizer, list[str]()
+
+    def adopt(self) -> list[str]:
+        """Names of the groups that have none yet."""
+        start = len(self.of_groups)
+        fresh = [layer_of(group, i) for i, group in enumerate(self.optimizer.param_groups[start:], start=start)]
+        self.of_groups += fresh
+        return fresh
+
+    def first(self, rates: Sequence[float | Tensor]) -> dict[str, float]:
+        """Of a number for each group that of the first one with parameters, by layer."""
+        found: dict[str, float] = {}
+        for name, rate, group in zip(self.of_groups, rates, self.optimizer.param_groups, strict=True):
+            if group["params"]:
+                found.setdefault(name, float(rate))
+        return found
+
+    def moving(self) -> int:
+        """How many parameters are not frozen."""
+        return sum(parameter.requires_grad for group in self.optimizer.param_groups for parameter in group["params"])
+
+    def trainable(self) -> dict[str, list[Tensor]]:
+        """The parameters of each layer that has trainable ones."""
+        found: dict[str, list[Tensor]] = {}
+        for name, group in zip(self.of_groups, self.optimizer.param_groups, strict=True):
+            if chosen := trainable(group["params"]):
+                found.setdefault(name, []).extend(chosen)
+        return found
 
 
 def regrouped(optimizer: Optimizer, name: str, params: Sequence[Tensor] | Tensor, *, add: bool = False) -> list[int]:
