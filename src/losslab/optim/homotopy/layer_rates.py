@@ -55,9 +55,10 @@ class LayerRates:
         self, found: Mapping[str, Curvature], rates: Mapping[str, float], *, step: int, base: float, seconds: float
     ) -> None:
         """A row for each layer, with its rate; the loss is that of all together, and so are the seconds."""
+        median = self._median()
         for layer, estimate in found.items():
             rule = self.rules[layer]
-            own, target = self._compared(rule, base)
+            own, target = self._compared(rule, base, median)
             row = MeasuredLayer(
                 step=step,
                 loss=estimate.loss,
@@ -78,20 +79,24 @@ class LayerRates:
         Of a layer without curvature (frozen until now, not used by the batches that were measured) nothing is known
         that would brake it: it goes no faster than the slowest of the others.
         """
+        median = self._median()
         for rule in self.rules.values():
-            own, target = self._compared(rule, base)
+            own, target = self._compared(rule, base, median)
             rule.advance(own, step, target)
         slowest = min((rule.rate for rule in self.rules.values() if rule.curvature > 0), default=math.inf)
         for rule in self.rules.values():
             if self.options.rule == "stable" and not rule.curvature > 0:
                 rule.rate = min(rule.rate, slowest)
 
-    def _compared(self, rule: RateRule, base: float) -> tuple[float, float | None]:
+    def _median(self) -> float:
+        """Of the curvatures, where layers are compared with each other; else NaN."""
+        known = [rule.curvature for rule in self.rules.values() if self.normalize_by_median]
+        return statistics.median([number for number in known if 0 < number < math.inf] or [math.nan])
+
+    def _compared(self, rule: RateRule, base: float, median: float) -> tuple[float, float | None]:
         """A layer's η₀, and κ* in place of its own, where layers are compared with each other."""
-        known = [rule.curvature for rule in self.rules.values() if 0 < rule.curvature < math.inf]
-        if not known or not self.normalize_by_median:
+        if math.isnan(median):
             return base, None
-        median = statistics.median(known)
         if self.options.rule != "stable":
             return base, median
         ratio = median / rule.curvature if rule.curvature > 0 else 1.0
