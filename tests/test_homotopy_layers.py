@@ -431,6 +431,19 @@ def test_a_models_own_parameters_have_a_name():
     assert list(by_module(model)) == ["(model)", "0", "2", "4"]
 
 
+def test_a_state_of_other_groups_and_parameters_that_cannot_be_measured_are_refused():
+    one, two = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    apart = PerLayerHomotopyLR(torch.optim.SGD([{"params": [p], "name": "a"} for p in (one, two)], lr=1.0), one.sum)
+    both = PerLayerHomotopyLR(torch.optim.SGD([{"params": [one, two], "name": "a"}], lr=1.0), one.sum)
+    with pytest.raises(ValueError, match=r"^state_dict: expected the rates of 1 parameter groups, got 2$"):
+        both.load_state_dict(apart.state_dict())
+    wave = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    scheduler = PerLayerHomotopyLR(torch.optim.SGD([wave], lr=1.0), lambda: wave.abs().sum())
+    scheduler.optimizer.step()
+    with pytest.raises(ValueError, match=r"^parameters: expected real tensors, got torch.complex64"):
+        scheduler.step()
+
+
 def test_a_state_of_another_scheduler_is_refused():
     scheduler = PerLayerHomotopyLR(torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=1.0), lambda: torch.ones(()))
     state = {name: value for name, value in scheduler.state_dict().items() if name != "rates"}

@@ -628,3 +628,12 @@ def test_figure_of_what_is_not_known(tmp_path):
     assert [series.name for series in chart.panels[1].series] == ["λ of the Hessian"]
     assert len(chart.panels) == 2  # a path through NaN has no plane
     matplotlib_backend.figure(chart)
+
+
+def test_the_rate_is_that_of_a_group_that_has_parameters():
+    """Rates of layers leave the group empty that their parameters were in."""
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD([{"params": [], "lr": 30.0}, {"params": model.parameters(), "lr": 0.5}])
+    found = update_rule(model, optimizer)
+    assert (found.learning_rate, found.bound) == (0.5, 4.0)
+    assert all(bool((P == 1).all()) for P in found.preconditioner.values())

@@ -147,7 +147,7 @@ class CurvatureEstimator:
         chosen = trainable([parameters] if isinstance(parameters, Tensor) else parameters or ())
         if not chosen:
             raise ValueError("parameters: expected at least one that requires a gradient, got none")
-        _check(chosen)
+        require_measurable(chosen)
         return self.measure(BatchHessian(loss, chosen, root=root, ranks=ranks, differences=self._differences))
 
     def measure(self, hessian: BatchHessian) -> Curvature:
@@ -228,7 +228,12 @@ def trainable(parameters: Iterable[Tensor]) -> list[Tensor]:
     return [parameter for parameter in parameters if parameter.requires_grad and parameter.numel()]
 
 
-def _check(parameters: Sequence[Tensor]) -> None:
+def require_measurable(parameters: Sequence[Tensor]) -> None:
+    """Refuse parameters on several devices, and complex ones.
+
+    Raises:
+        ValueError: It says which.
+    """
     devices = sorted({str(parameter.device) for parameter in parameters})
     if len(devices) > 1:
         raise ValueError(f"parameters: expected all on one device, got {', '.join(devices)}; measure some of them")

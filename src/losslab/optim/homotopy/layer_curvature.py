@@ -11,7 +11,7 @@ from torch import Tensor
 from losslab.optim.homotopy.batch_hessian import BatchHessian, Loss, Root, Tensors
 from losslab.optim.homotopy.blocks import JointPower, diagonal_blocks
 from losslab.optim.homotopy.checks import one_of
-from losslab.optim.homotopy.curvature import Curvature, CurvatureEstimator
+from losslab.optim.homotopy.curvature import Curvature, CurvatureEstimator, require_measurable
 from losslab.ranks import ALONE, Ranks
 
 Method = Literal["blocks", "joint"]
@@ -57,6 +57,7 @@ class LayerCurvature:
         Cost: one gradient, and a product with each block, or with "joint" one with the whole Hessian.
         """
         everything = [parameter for members in layers.values() for parameter in members]
+        require_measurable(everything)
         hessian = BatchHessian(loss, everything, ranks=ranks, differences=self._differences)
         apart = root if self.method == "blocks" else None  # "joint" multiplies with the whole matrix alone
         roots = [None if apart is None else apart(members) for members in layers.values()]

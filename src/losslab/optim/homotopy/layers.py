@@ -306,6 +306,9 @@ class PerLayerHomotopyLR(LRScheduler):
             raise ValueError(
                 "state_dict: expected one with the rates of layers, got one of another scheduler or version"
             )
+        there, here = len(state_dict["base_lrs"]), len(self.optimizer.param_groups)
+        if there != here and list(state_dict["rates"]["rules"]) == list(self.rules):
+            raise ValueError(f"state_dict: expected the rates of {here} parameter groups, got {there}")
         self._rates.load_state_dict(state_dict["rates"])
         self.last_epoch, self._step_count = state_dict["last_epoch"], state_dict["step_count"]
         self.base_lrs, self._last_lr = list(state_dict["base_lrs"]), list(state_dict["last_lr"])
