@@ -22,6 +22,7 @@ from losslab.optim.homotopy.options import ADAPTIVE, LATE
 from losslab.optim.homotopy.rules import COOLDOWN
 
 Value = TypeVar("Value")
+LOST = 0.98  # of the loss of who knows nothing: from here on a seed has learnt nothing
 FORMS = (DEFAULT, LAYERS)  # of the rule, whose goals are looked at
 PROTOCOL = f"""\
 - methods: constant; cosine to zero; warm-up over 2, 5 or 10 % of the run, then cosine (three times as many trials as
@@ -114,13 +115,15 @@ def final_lines(study: Study, horizon: int, seen: Counter[str]) -> list[str]:
         seen.update(f"{record['device']} with torch {record['torch']}" for record in records)
         losses = [record["loss"] for record in records]
         ratio = "1" if name == rival else interval(ratio_estimate(losses, against), ".3f")
+        lost = sum(not loss < LOST * study.worst() for loss in losses)
         row = [name, f"{study.best(name, horizon)[0]:.3g}", interval(mean_estimate(losses), ".4g"), ratio]
+        row += [f"{lost} of {len(losses)}"] if accuracies else []
         for key in ("test_loss", "accuracy", "test_accuracy") if accuracies else ():
             scale, form = (1.0, ".4g") if "loss" in key else (100.0, ".1f")
             row.append(interval(mean_estimate([scale * record.get(key, math.nan) for record in records]), form))
         rows.append([*row, str(len(records[0]["history"]["step"])) if name in RULES else "0"])
     head = ["method", "η₀", "validation loss", f"× that of {rival}"]
-    head += ["test loss", "accuracy, %", "test accuracy, %"] if accuracies else []
+    head += ["learnt nothing", "test loss", "accuracy, %", "test accuracy, %"] if accuracies else []
     seeds = len(study.final_seeds)
     return [f"{seeds} fresh seeds; the best tuned schedule: {rival}.", "", *markdown([*head, "estimates"], rows), ""]
 

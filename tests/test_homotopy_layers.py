@@ -372,13 +372,33 @@ def test_a_new_layer_is_measured_from_a_vector_of_its_own():
     scheduler = PerLayerHomotopyLR(optimizer, lambda: cross_entropy(model(x), y), warmup_steps=0, frequency=1)
     for t in range(20):
         if t == 10:
-            scheduler.register_layer("head", list(model[4].parameters()))
+            scheduler.register_layer("first", list(model[0].parameters()))  # they are the last from now on
         optimizer.step()
         scheduler.step()
     known = {row.layer: row.hessian_norm for row in scheduler.history if row.step == 11}
     later = {row.layer: row.hessian_norm for row in scheduler.history if row.step == 20}
     assert known == pytest.approx(later, rel=0.05)
     assert scheduler.measured.products == 1
+
+
+def test_what_is_thawed_after_a_resumption_is_measured_at_once_too():
+    def made(model):
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        loss = lambda: cross_entropy(model(batch()[0]), batch()[1])  # noqa: E731
+        return PerLayerHomotopyLR(optimizer, loss, layers=by_module(model), warmup_steps=0)
+
+    model = network()
+    model[0].requires_grad_(False)
+    before = made(model)
+    for _ in range(17):
+        before.optimizer.step()
+        before.step()
+    after = made(model)
+    after.load_state_dict(before.state_dict())
+    model[0].requires_grad_(True)
+    after.optimizer.step()
+    after.step()  # step 17, when nothing is due
+    assert [row.layer for row in after.history if row.step == 18] == ["0", "2", "4"]
 
 
 def test_with_last_epoch_it_goes_on_at_the_optimizers_rates():

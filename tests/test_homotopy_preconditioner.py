@@ -205,6 +205,22 @@ def test_groups_count_by_their_ratio_to_the_first_that_moves():
     assert inverse_root(optimizer, parameters[:1]) is None
 
 
+@pytest.mark.parametrize("make", [Adam, AdamW, RMSprop, TALT])
+def test_of_adaptive_optimizers_too(make):
+    """P⁻¹ of a group at four times the rate is four times as large, so its root is twice."""
+    roots = []
+    for rates in ((0.1, 0.1), (0.1, 0.4)):
+        parameters = [nn.Parameter(normal(3, 4, seed=i)) for i in range(2)]
+        optimizer = make([{"params": [p], "lr": r} for p, r in zip(parameters, rates, strict=True)])
+        for parameter in parameters:
+            parameter.grad = normal(3, 4, seed=7)
+        optimizer.step()
+        roots.append(inverse_root(optimizer, parameters)([normal(3, 4, seed=8)] * 2))
+    (one, two), (same, twice) = roots
+    assert torch.equal(one, same)
+    torch.testing.assert_close(twice, 2 * two)
+
+
 def test_the_smallest_limit_of_the_groups():
     one, two = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2, 2))
     groups = [{"params": [one], "momentum": 0.9}, {"params": [two], "momentum": 0.5}, {"params": [], "momentum": 0.0}]

@@ -113,7 +113,7 @@ class PerLayerHomotopyLR(LRScheduler):
         self.measured: Curvature | None = None
         self.skipped, self._own = 0, optimizer is None
         self._now: int | None = None
-        self._moving = 0  # parameters, at the newest estimate
+        self._moving = 0  # parameters, at the newest estimate; 0 before the first
         optimizer = SGD([{"params": []}], lr=0.01 if base_lr is None else base_lr) if optimizer is None else optimizer
         there = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         for name, parameters in (layers or {}).items():
@@ -254,7 +254,7 @@ class PerLayerHomotopyLR(LRScheduler):
     def _due(self) -> bool:
         """Never as the scheduler is made, when there may be no batch yet; at once where other parameters move."""
         now = max(self.last_epoch - 1, 0) if self._now is None else self._now
-        others = self.measured is not None and self._names.moving() != self._moving
+        others = self._moving and self._names.moving() != self._moving
         if self._is_initial or not (others or is_due(now, self.options.frequency)):
             return False
         return (self.options.rule != "stable" or ready(self.optimizer)) and bool(self._names.trainable())
@@ -292,6 +292,7 @@ class PerLayerHomotopyLR(LRScheduler):
             "base_lrs": list(self.base_lrs),
             "last_lr": list(self._last_lr),
             "skipped": self.skipped,
+            "moving": self._moving,
             "curvature": self.curvature.state_dict(),
             "rates": self._rates.state_dict(),
         }
@@ -312,5 +313,5 @@ class PerLayerHomotopyLR(LRScheduler):
         self._rates.load_state_dict(state_dict["rates"])
         self.last_epoch, self._step_count = state_dict["last_epoch"], state_dict["step_count"]
         self.base_lrs, self._last_lr = list(state_dict["base_lrs"]), list(state_dict["last_lr"])
-        self.skipped = state_dict["skipped"]
+        self.skipped, self._moving = state_dict["skipped"], state_dict["moving"]
         self.curvature.load_state_dict(state_dict["curvature"])
