@@ -44,7 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{f"power {p:g}": {"power": p} for p in (0.0, 0.25, 0.5)},
     "refresh every step": {"dynamic_updates": False, "update_interval": 1},
     "refresh every 10 from the start": {"dynamic_updates": False, "update_interval": 10},
-    "refresh early, then every 20": {"dynamic_updates": True, "update_interval": 20},
+    "refresh early, then every 10": {"dynamic_updates": True, "update_interval": 10},
     "refresh every step for 20 steps": {"dynamic_updates": True, "update_ramp": 10},
     "refresh at a change of gradient": {"trigger": "gradient_change", "trigger_bound": 0.5},
     "refresh at off-diagonal energy": {"trigger": "off_diagonal", "trigger_bound": 0.15},

@@ -28,7 +28,7 @@ from losslab.studies.optimizers import build_optimizer, evaluating
 from losslab.studies.schedules import rate_factor
 from losslab.studies.sections import ScheduleConfig
 
-TALT_VERSION = "5"  # to be raised when any number of TALT's changes
+TALT_VERSION = "6"  # to be raised when any number of TALT's changes
 WARMUP = 0.05
 FINAL_SEED = 100  # from here on seeds are final ones: never chosen by, and the only ones whose test split is looked at
 EVALUATED = 500  # examples at a time

@@ -207,9 +207,9 @@ def test_eigenvalues_and_thresholds_are_the_states_in_the_gradients_units(watche
 
 
 def test_the_basis_as_the_step_met_it(watched):
-    sample, state = samples(watched, "wide")[-2], watched[1][-2]["wide"]  # there were new bases after step 28
+    sample, state = samples(watched, "wide")[-1], watched[1][-1]["wide"]  # there were new bases after step 29
     shares, turned = [], []
-    earlier = watched[1][-3]["wide"]
+    earlier = watched[1][-2]["wide"]
     for side, count in (("left", 1), ("right", 4)):
         Q, C = state[f"basis_{side}"], state[f"covariance_{side}"]
         inner = Q.T @ C @ Q
@@ -220,7 +220,7 @@ def test_the_basis_as_the_step_met_it(watched):
     assert (sample.rotation_left, sample.rotation_right) == pytest.approx(tuple(turned), abs=1e-5)
     assert turned[1] > 1e-3
     assert (sample.refreshes, sample.early) == tuple(state["refreshes"].tolist()[:2])
-    assert sample.staleness == 29 - state["refreshes"][2]
+    assert sample.staleness == 30 - state["refreshes"][2]
     assert (sample.rank_left, sample.rank_right, sample.trigger) == (3, 8, "off_diagonal")
 
 

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from losslab.optim.diagnostics.states import stacked
 from losslab.optim.eigenspace.coordinates import rotated_back, weighed
+from losslab.optim.eigenspace.layout import as_tensor
 from losslab.optim.eigenspace.options import of_group
 from losslab.optim.eigenspace.plans import layout_of
 from losslab.optim.eigenspace.rule import thresholds
@@ -82,4 +83,4 @@ def _direction(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor, v
         assert cuts is not None  # the state is past its first step, and turns
         response = torch.where(table <= cuts[:, 0], response, 0.0)
     found = weighed(stack.state["exp_avg"], response, stack.state, of)
-    return rotated_back(found, stack.state, of)[0].reshape(parameter.shape)
+    return as_tensor(rotated_back(found, stack.state, of)[0], parameter)

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from losslab.optim.diagnostics.recorder import TALTDiagnostics
 from losslab.optim.eigenspace.gradients import matrices, moved, sizes
 from losslab.optim.eigenspace.group_checks import require_own, require_possible
+from losslab.optim.eigenspace.layout import as_tensor
 from losslab.optim.eigenspace.options import TALTOptions, is_number, of_group, plain
 from losslab.optim.eigenspace.plans import Plans, layout_of
 from losslab.optim.eigenspace.update import update
@@ -50,7 +51,7 @@ class TALT(Optimizer):
         probe: Computes a batch's loss; every `probe_interval` steps one Hessian product along the way then has a say in
             fix 7: near a minimum the loss curves up there. A covariance cannot tell a minimum from a saddle.
 
-    Cost: for a matrix m×n, 6mn(m + n) + 30mn·min(m, n) operations a step, the latter 11mn·min(m, n) where one side is
+    Cost: for a matrix m×n, 6mn(m + n) + 24mn·min(m, n) operations a step, the latter 10mn·min(m, n) where one side is
     nine times the other, and, with new bases, about 6(m³ + n³);
     numbers of state 2mn + 2m² + 2n² (`state_numbers`).
     """
@@ -167,7 +168,7 @@ class TALT(Optimizer):
                 G = -matrices(members, stack) if group["maximize"] else matrices(members, stack)
                 G = stack.in_units(G, [size[parameter] for parameter in members])
                 U = update(stack, G, group["betas"], group["eps"], stack.options)
-                updates += [(p, u.reshape(p.shape).to(p.dtype)) for p, u in zip(members, U.unbind(), strict=True)]
+                updates += [(p, as_tensor(u, p)) for p, u in zip(members, stack.apart(U), strict=True)]
             if updates:
                 found.append((group, updates))
         return found

@@ -74,7 +74,7 @@ class TALTReference:
         U = S.Q[0] @ W @ S.Q[1].T
         S.recent = [*S.recent, G][-S.rows :]
         S.C = [a * C + (1 - a) * self._seen(G, S, side) for side, C in enumerate(S.C)]
-        due = S.t == 1 or S.t % o.interval(S.t) == 0 or (S.t % 5 == 0 and self._triggered(S, before))
+        due = S.t == o.next_due(S.t - 1) or (S.t % 5 == 0 and self._triggered(S, before))
         if o.shapes and not all(S.still) and due:
             self._refresh(S)
         return U if o.match_rms is None else U * o.match_rms / (U**2).mean().sqrt()

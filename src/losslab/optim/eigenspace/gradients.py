@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from losslab.optim.eigenspace.layout import as_matrix
 from losslab.optim.eigenspace.stack import Stack
 
 TINY, HUGE = 1e-15, 1e15  # lengths between which float32's squares neither vanish nor overflow
@@ -55,7 +56,9 @@ def _norms(gradients: list[Tensor], order: float) -> list[float]:
 
 def matrices(members: Sequence[Tensor], stack: Stack) -> Tensor:
     """Their gradients as matrices (b, m, n) in the state's precision; not to be changed in place."""
-    shape = (stack.layout.left.length, stack.layout.right.length)
     dtype = stack.state["exp_avg"].dtype
-    found = [parameter.grad.reshape(shape).to(dtype) for parameter in members]  # type: ignore[union-attr]
+    gradients = [parameter.grad.to(dtype) for parameter in members if parameter.grad is not None]  # all of them
+    if stack.lengths:
+        return torch.cat([gradient.flatten() for gradient in gradients])[None, None]
+    found = [as_matrix(gradient, stack.layout) for gradient in gradients]
     return found[0][None] if len(found) == 1 else torch.stack(found)

@@ -1,6 +1,8 @@
 """How a tensor is seen as a matrix, what is kept of each of its sides, and the tensors of its state.
 
-Needs only shapes, so that memory can be told before any of it is taken. b tensors of one layout are one stack.
+No matrix has more rows than columns: a higher one is seen transposed, so that an encoder's layers are stacked with its
+decoder's. Needs only shapes, so that memory can be told before any of it is taken. b tensors of one layout are one
+stack.
 """
 
 import math
@@ -49,7 +51,7 @@ class Layout:
     """A matrix with its two sides, and how it is treated.
 
     Attributes:
-        left: Rows.
+        left: Rows, the shorter side.
         right: Columns.
         remembered: How many gradients are, where covariances are the last ones'.
         structure: One of `options.STRUCTURES`, but "auto".
@@ -100,9 +102,9 @@ class Layout:
     @property
     def overhead(self) -> float:
         """A step's operations over 6·m·n; forward and backward take one a token. m + n for whole sides."""
-        short, long = sorted((self.left.length, self.right.length))
-        ratio = max(long / max(short, 1), 1.0)
-        parts = (4 * ratio + 14) if ratio >= LONG else (10 * ratio + 5)  # polar.py's products, in units of 2·short³
+        short = self.left.length
+        ratio = self.right.length / short
+        parts = (4 * ratio + 10) if ratio >= LONG else (8 * ratio + 4)  # polar.py's products, in units of 2·short³
         iteration = short * parts / (3 * ratio)
         if self.structure == "polar":
             return iteration
@@ -120,19 +122,20 @@ def layout(shape: Sequence[int], structure: str, options: TALTOptions, row_bytes
     """How TALT sees a tensor.
 
     Args:
-        shape: Of the tensor: the first axis is the matrix's rows, all others its columns.
+        shape: Of the tensor: the first axis is one side of the matrix, all others the other one.
         structure: One of `options.STRUCTURES`.
         options: For the ranks.
         row_bytes: Of one number.
     """
-    rows = shape[0] if len(shape) > 1 else 1
-    columns = math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape)
+    first = shape[0] if len(shape) > 1 else 1
+    numbers = math.prod(shape)
+    rows, columns = sorted((first, math.prod(shape[1:]) if len(shape) > 1 else numbers))
     if structure == "auto":
-        structure = "kronecker" if len(shape) > 1 and max(rows, columns) > 1 else "diagonal"
-    if structure == "lowrank":
-        rows, columns = 1, rows * columns
+        structure = "kronecker" if len(shape) > 1 and columns > 1 else "diagonal"
     if not options.shapes and structure != "polar":
         structure = "diagonal"  # all directions alike: any basis will do
+    if structure in ("diagonal", "lowrank"):
+        rows, columns = 1, numbers
     still = structure in ("diagonal", "polar")
     longest = 1 if structure == "lowrank" else options.max_side
     left, right = (
@@ -141,16 +144,23 @@ def layout(shape: Sequence[int], structure: str, options: TALTOptions, row_bytes
             length if fixed or length <= longest else options.rank(length, length * row_bytes),
             fixed,
         )
-        for length, fixed in (
-            (rows, still or (options.one_sided and rows > columns)),
-            (columns, still or (options.one_sided and columns > rows)),
-        )
+        for length, fixed in ((rows, still), (columns, still or (options.one_sided and columns > rows)))
     )
-    numbers = rows * columns
     remembers = not still and not options.incremental_covariance
     remembered = options.rank(numbers, numbers * row_bytes) if remembers else 0
     orthogonal = structure == "kronecker" and options.equalizes
     return Layout(left, right, remembered, structure, options.asynchronous, orthogonal)
+
+
+def as_matrix(X: Tensor, of: Layout) -> Tensor:
+    """A tensor as its layout sees it, (m, n)."""
+    m, n = of.left.length, of.right.length
+    return X.reshape(m, n) if m == 1 or m == len(X) else X.reshape(n, m).mT
+
+
+def as_tensor(M: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `as_matrix`: a matrix (m, n) in the shape and precision of a tensor."""
+    return (M if len(M) == 1 or len(M) == len(like) else M.mT).reshape(like.shape).to(like.dtype)
 
 
 def new_state(of: Layout, like: Tensor) -> dict[str, Tensor]:

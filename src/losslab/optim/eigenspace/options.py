@@ -106,8 +106,8 @@ class TALTOptions:
     max_megabytes: float = 256.0
     max_side: int = 128
     one_sided: bool = False
-    update_interval: int = 10
-    update_ramp: int = 4
+    update_interval: int = 20
+    update_ramp: int = 3
     trigger: str = "none"
     trigger_bound: float = 0.5
     percentiles: tuple[float, float] = (20.0, 80.0)
@@ -206,10 +206,18 @@ class TALTOptions:
         return max(1, min(wanted, self.max_memory, affordable, length))
 
     def interval(self, step: int) -> int:
-        """Fix 2: steps from one basis to the next, after `step` steps."""
+        """Fix 2: steps from the basis found after `step` steps to the next."""
         if not self.dynamic_updates:
             return self.update_interval
         return max(1, min(step // self.update_ramp, self.update_interval))
+
+    def next_due(self, step: int) -> int:
+        """Fix 2: the first step after `step` that ends with a new basis: step 1 does, and then by `interval`."""
+        found = 1
+        while found <= step:
+            wait = self.interval(found)
+            found += wait if wait < self.update_interval else ((step - found) // wait + 1) * wait
+        return found
 
 
 def plain(options: TALTOptions) -> dict[str, Any]:

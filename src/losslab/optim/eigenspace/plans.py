@@ -13,6 +13,7 @@ from losslab.optim.eigenspace.stack import Stack
 
 OPTION_NAMES = tuple(field.name for field in fields(TALTOptions))
 Stacks = list[tuple[list[Tensor], Stack]]
+SHORT = 16_384  # entries up to which laying a gradient beside others takes less time than operations of its own
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,9 @@ class Plans:
 
 
 def _stacked(group: dict[str, Any], moved: tuple[Tensor, ...], states: MutableMapping[Tensor, Any]) -> Stacks:
-    """Parameters of one layout, device, precision and age make one stack; new ones get their first state."""
+    """Parameters of one layout, device, precision and age make one stack, and so do short vectors without a basis; new
+    ones get their first state.
+    """
     options = of_group(group)
     alike: dict[Any, list[Tensor]] = {}
     for parameter in moved:
@@ -93,10 +96,20 @@ def _stacked(group: dict[str, Any], moved: tuple[Tensor, ...], states: MutableMa
             states[parameter].update(new_state(of, parameter))
         _require_shapes(states[parameter], of)
         precise = parameter.dtype == torch.float64
-        alike.setdefault((of, parameter.device, precise, int(states[parameter]["step"])), []).append(parameter)
-    return [
-        (members, Stack.of([states[member] for member in members], of, options)) for (of, *_), members in alike.items()
-    ]
+        alike.setdefault(
+            (None if _laid(of, options) else of, parameter.device, precise, int(states[parameter]["step"])), []
+        ).append(parameter)
+    found = []
+    for (of, *_), members in alike.items():
+        own = [states[member] for member in members]
+        found.append((members, Stack.of(own, of, options) if of else Stack.end_to_end(own, options)))
+    return found
+
+
+def _laid(of: Layout, options: TALTOptions) -> bool:
+    """Whether a tensor is a vector without a basis, of which nothing is asked but entry by entry."""
+    entrywise = options.power == 0.5 and options.match_rms is None
+    return of.structure == "diagonal" and of.right.length <= SHORT and entrywise
 
 
 def layout_of(parameter: Tensor, group: dict[str, Any], options: TALTOptions) -> Layout:

@@ -62,9 +62,9 @@ def _normalised(values: Tensor, rms: Tensor | None, eps: Tensor | float, options
 def _gated(found: Tensor, values: Tensor, cuts: Tensor, valley: Tensor | float, options: TALTOptions) -> Tensor:
     """More of it in valleys, less where curvature is high."""
     if options.valley_strength > 0:
-        found = found * (valley / _inverse_gate(values, cuts[:, 0], options.gate_width)).add_(1)
+        found = found * _inverse_gate(values, cuts[:, 0], options.gate_width).reciprocal_().mul_(valley).add_(1)
     if options.damping < 1:
-        gate = (1 - options.damping) / _inverse_gate(values, cuts[:, 2], options.gate_width)
+        gate = _inverse_gate(values, cuts[:, 2], options.gate_width).reciprocal_().mul_(1 - options.damping)
         found = found * gate.add_(options.damping)
     return found
 

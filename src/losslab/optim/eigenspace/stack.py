@@ -14,33 +14,42 @@ import torch
 from torch import Tensor
 
 from losslab.optim.eigenspace.basis import Bases, copies, new_bases
-from losslab.optim.eigenspace.layout import Layout
+from losslab.optim.eigenspace.layout import Layout, Side
 from losslab.optim.eigenspace.options import TALTOptions
 
 # Gradients whose size is in between are taken as they are: even the squares of a direction with a millionth
 # of it are far from the ends of float32, 1e-38 and 3e38.
 SMALL, LARGE = 1e-10, 1e10
+LAID = ("exp_avg", "exp_avg_sq")  # what is laid end to end where vectors are
 
 
 @dataclass
 class Stack:
     """States of b parameters, stacked.
 
+    Vectors without a basis are laid end to end, as one row: their stack's averages are (1, 1, n) for n entries of all.
+
     Attributes:
         layout: Of all of them.
         options: Likewise.
         step: Steps done.
+        due: The next one that ends with a new basis.
         state: By name, each (b, ...).
+        states: The same by parameter, as views.
+        lengths: Of the vectors that are laid end to end; none where tensors have the leading axis.
         units: The powers of two that the gradients are divided by, so that squares neither overflow nor vanish;
             0 as long as all gradients were.
-        unit: The same (b, 1, 1), 1 for 0; None where all are 1.
+        unit: The same (b, 1, 1), or (1, 1, n), 1 for 0; None where all are 1.
         coming: New bases that another thread is looking for.
     """
 
     layout: Layout
     options: TALTOptions
     step: int
+    due: int
     state: dict[str, Tensor]
+    states: Sequence[dict[str, Tensor]]
+    lengths: tuple[int, ...]
     units: list[float]
     unit: Tensor | None = None
     coming: "Future[Bases] | None" = None
@@ -48,12 +57,36 @@ class Stack:
     @classmethod
     def of(cls, states: Sequence[dict[str, Tensor]], layout: Layout, options: TALTOptions) -> "Stack":
         """Stack states; from then on they are views."""
-        stacked = {name: torch.stack([state[name] for state in states]) for name in ("step", *layout.shapes)}
-        for index, state in enumerate(states):
-            state.update({name: tensor[index] for name, tensor in stacked.items()})
-        found = cls(layout, options, int(stacked["step"][0]), stacked, stacked["scale"].flatten().tolist())
+        return cls._of(states, layout, options, ())
+
+    @classmethod
+    def end_to_end(cls, states: Sequence[dict[str, Tensor]], options: TALTOptions) -> "Stack":
+        """Lay vectors without a basis end to end, of whatever lengths."""
+        lengths = tuple(state["exp_avg"].shape[1] for state in states)
+        total = sum(lengths)
+        of = Layout(Side(1, 1, still=True), Side(total, total, still=True), 0, "diagonal")
+        return cls._of(states, of, options, lengths)
+
+    @classmethod
+    def _of(
+        cls, states: Sequence[dict[str, Tensor]], layout: Layout, options: TALTOptions, lengths: tuple[int, ...]
+    ) -> "Stack":
+        stacked = {}
+        for name in ("step", *layout.shapes):
+            values = [state[name] for state in states]
+            laid = lengths and name in LAID
+            stacked[name] = whole = torch.cat(values, 1)[None] if laid else torch.stack(values)
+            views = whole[0].split(lengths, 1) if laid else whole.unbind()
+            for state, view in zip(states, views, strict=True):
+                state[name] = view
+        units, step = stacked["scale"].flatten().tolist(), int(stacked["step"][0])
+        found = cls(layout, options, step, options.next_due(step), stacked, states, lengths, units)
         found._set_unit()
         return found
+
+    def apart(self, X: Tensor) -> Sequence[Tensor]:
+        """One (m, n) for each parameter."""
+        return X[0].split(self.lengths, 1) if self.lengths else X.unbind()
 
     def look_ahead(self) -> None:
         """Have another thread find the bases of the next refresh, from the covariances of now."""
@@ -93,16 +126,20 @@ class Stack:
     def _change_unit(self, index: int, unit: float) -> None:
         ratio = self.units[index] / unit
         self.units[index] = unit
-        for name, tensor in self.state.items():
+        for name, tensor in self.states[index].items():
             if name in ("exp_avg", "recent"):
-                tensor[index] *= ratio
+                tensor.mul_(ratio)
             elif name in ("exp_avg_sq", "cuts", "peak") or name.startswith("covariance"):
-                tensor[index] *= ratio**2
+                tensor.mul_(ratio**2)
 
     def _set_unit(self) -> None:
         scale = self.state["scale"]
         scale.copy_(scale.new_tensor(self.units).reshape(scale.shape))
-        self.unit = None if set(self.units) <= {0.0, 1.0} else torch.where(scale == 0, 1.0, scale)
+        self.unit = None
+        if not set(self.units) <= {0.0, 1.0}:
+            unit = torch.where(scale == 0, 1.0, scale)
+            lengths = torch.tensor(self.lengths, device=unit.device)
+            self.unit = unit.flatten().repeat_interleave(lengths)[None, None] if self.lengths else unit
 
 
 @cache

@@ -51,7 +51,8 @@ def _shaped(M: Tensor, Z: Tensor, stack: Stack, beta: float, eps: float, options
 
 
 def _refresh(stack: Stack, before: Tensor | None, beta: float, options: TALTOptions) -> None:
-    if stack.step == 1 or stack.step % options.interval(stack.step) == 0:
+    if stack.step == stack.due:
+        stack.due = options.next_due(stack.step)
         found = stack.settled() if options.asynchronous and stack.step > 1 else None
         refresh(stack.state, stack.layout, stack.step, beta, options, found)
         if options.asynchronous:

@@ -13,6 +13,7 @@ from losslab.operators.update_rule import rule_of
 from losslab.optim.attach import Attachment
 from losslab.optim.diagnostics.states import stacked
 from losslab.optim.eigenspace.coordinates import rotated, rotated_back, weighed
+from losslab.optim.eigenspace.layout import as_matrix, as_tensor
 from losslab.optim.eigenspace.options import of_group
 from losslab.optim.eigenspace.plans import layout_of
 from losslab.optim.eigenspace.rule import responses, thresholds
@@ -131,9 +132,9 @@ def _talt_root(group: dict[str, Any], state: dict[str, Tensor], parameter: Tenso
         scale *= (s if stack.unit is None or not options.parameter_normalization else s / stack.unit).sqrt()
 
     def root(v: Tensor) -> Tensor:
-        Z = rotated(v.reshape(1, of.left.length, of.right.length).to(stack.state["exp_avg"].dtype), stack.state, of)
+        Z = rotated(as_matrix(v.to(stack.state["exp_avg"].dtype), of)[None], stack.state, of)
         Z = Z * scale if isinstance(scale, float) else weighed(Z, scale, stack.state, of)
-        return rotated_back(Z, stack.state, of).reshape(v.shape).to(v.dtype)
+        return as_tensor(rotated_back(Z, stack.state, of)[0], v)
 
     return root
 
