@@ -754,7 +754,7 @@ def test_bases_that_could_not_be_found_are_those_of_before(monkeypatch):
 
 def test_a_costly_tensor_is_named_where_the_tokens_are_told():
     wide = nn.Parameter(torch.zeros(64, 100))
-    with pytest.warns(UserWarning, match=r"the tensor \(64, 100\) costs 6.1 times its forward and backward pass at 64"):
+    with pytest.warns(UserWarning, match=r"a step of \(64, 100\) costs 6.1 times its forward and backward pass at 64"):
         TALT([wide], tokens=64)
     with pytest.warns(UserWarning, match="costs 0.56 times"):  # half as much is the bound
         TALT([wide], tokens=700)

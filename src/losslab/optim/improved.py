@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from losslab.optim.attach import shape_gradients
-from losslab.optim.eigenspace.options import FIRST_VERSION, FIXES, TALTOptions, nearest
+from losslab.optim.eigenspace.checks import nearest
+from losslab.optim.eigenspace.options import FIRST_VERSION, FIXES, TALTOptions
 from losslab.optim.groups import excluded, talt_param_groups
 from losslab.optim.talt import TALT
 

@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from losslab.optim.diagnostics.recorder import TALTDiagnostics
+from losslab.optim.eigenspace.checks import is_number
 from losslab.optim.eigenspace.gradients import matrices, moved, sizes
 from losslab.optim.eigenspace.group_checks import require_own, require_possible
 from losslab.optim.eigenspace.layout import as_tensor
-from losslab.optim.eigenspace.options import TALTOptions, is_number, of_group, plain
+from losslab.optim.eigenspace.options import TALTOptions, of_group, plain
 from losslab.optim.eigenspace.plans import Plans, layout_of
 from losslab.optim.eigenspace.update import update
 from losslab.optim.probe import step_curvature
@@ -103,9 +104,8 @@ class TALT(Optimizer):
         shapes = [(layout_of(p, group, of_group(group)).overhead, tuple(p.shape)) for p in group["params"] if p.numel()]
         overhead, shape = max(shapes, default=(0.0, ()))
         if overhead > WARN_ABOVE * self.tokens:
-            ratio = overhead / self.tokens
             warnings.warn(
-                f"TALT: a step of the tensor {shape} costs {ratio:.2g} times its forward and backward pass at "
+                f"TALT: a step of {shape} costs {overhead / self.tokens:.2g} times its forward and backward pass at "
                 f"{self.tokens} tokens; larger batches, a smaller max_side, or structure='diagonal' for it",
                 stacklevel=3,
             )
@@ -209,8 +209,8 @@ class TALT(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As every optimizer does, but that the state stays as precise as it was saved."""
-        # The last one, so that it sees what other hooks have made of the dictionary.
         hook = self.register_load_state_dict_pre_hook(lambda _, found: require_own(found))
+        # The last ones, so that they see what other hooks have made of the dictionary.
         also = self.register_load_state_dict_pre_hook(lambda _, found: self._loading.update(found))
         try:
             super().load_state_dict(state_dict)

@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from losslab.optim.eigenspace.options import STRUCTURES, is_number, nearest, of_group
+from losslab.optim.eigenspace.checks import is_number, nearest
+from losslab.optim.eigenspace.options import STRUCTURES, of_group
 
 # What torch, its schedules and people's own code write into parameter groups.
 OF_OTHERS = {"params", "param_names", "name", "lr_scale", "initial_lr", "max_lr", "min_lr", "swa_lr"}

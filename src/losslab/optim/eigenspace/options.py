@@ -3,12 +3,13 @@
 Needs no torch. A parameter group of `TALT` holds the same names as plain values, so that each group can have its own.
 """
 
-import difflib
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
+
+from losslab.optim.eigenspace.checks import is_number, nearest, require, rises
 
 FIXES = (
     "adaptive_memory",
@@ -45,8 +46,8 @@ class TALTOptions:
     Attributes:
         adaptive_memory: Fix 1. Rank r = max(base_memory, min(2√d, 50), d/10) of a side, or a flat gradient, of length d
             that is not kept whole. Off: r = base_memory.
-        dynamic_updates: Fix 2. New bases after every step at first, then farther apart by one step every `update_ramp`
-            steps, up to `update_interval`, and earlier at the `trigger`. Off: every `update_interval` steps.
+        dynamic_updates: Fix 2. From a basis found at step t, t/`update_ramp` steps to the next, 1 at least and
+            `update_interval` at most, fewer at the `trigger`. Off: always `update_interval`.
         statistical_thresholds: Fix 3. Valley and high curvature are the ends of the eigenvalues' distribution, beyond
             `percentiles`. Off: below and above `thresholds`.
         gradient_smoothing: Fix 4. Steps along an average of the gradients (betas[0]). Off: along the last one.
@@ -62,7 +63,7 @@ class TALTOptions:
         max_megabytes: The most that the rows of one tensor's rank, or of its last gradients, may take.
         max_side: Sides longer than this are kept by their first r eigenvectors, the rest of space as one direction.
         one_sided: Whether the shorter side alone gets a basis; of a square matrix both do.
-        update_interval: Steps from one basis to the next.
+        update_interval: Steps from one basis to the next, at most.
         update_ramp: See `dynamic_updates`.
         trigger: What brings a new basis early, looked for after every 5th step: "gradient_change", the averaged
             gradient has changed by more than `trigger_bound` of itself; "off_diagonal", so much of the covariance is
@@ -130,32 +131,32 @@ class TALTOptions:
 
     def __post_init__(self) -> None:
         for name in FIXES:
-            _require(name, getattr(self, name), "True or False", isinstance(getattr(self, name), bool))
+            require(name, getattr(self, name), "True or False", isinstance(getattr(self, name), bool))
         for name in ("orthogonal", "one_sided", "nesterov", "asynchronous", "compiled"):
-            _require(name, getattr(self, name), "True or False", isinstance(getattr(self, name), bool))
+            require(name, getattr(self, name), "True or False", isinstance(getattr(self, name), bool))
         for name in ("base_memory", "max_memory", "max_side", "update_interval", "update_ramp", "probe_interval"):
             value = getattr(self, name)
             whole = isinstance(value, Integral) and not isinstance(value, bool)
-            _require(name, value, "a whole number >= 1", whole and value >= 1)
+            require(name, value, "a whole number >= 1", whole and value >= 1)
             object.__setattr__(self, name, int(value))  # NumPy's too, and in a state_dict a plain one
         for name in ("covariance_decay", "near_fraction", "near_factor", "damping", "blend", "power"):
             value = getattr(self, name)
-            _require(name, value, "0 to 1", is_number(value) and 0 <= value <= 1)
+            require(name, value, "0 to 1", is_number(value) and 0 <= value <= 1)
         for name in ("max_megabytes", "trigger_bound", "gate_width", "blend"):
             value = getattr(self, name)
-            _require(name, value, "a finite number > 0", is_number(value) and 0 < value < math.inf)
-        _require("covariance_decay", self.covariance_decay, "a number < 1", self.covariance_decay < 1)
+            require(name, value, "a finite number > 0", is_number(value) and 0 < value < math.inf)
+        require("covariance_decay", self.covariance_decay, "a number < 1", self.covariance_decay < 1)
         strength, clip, rms = self.valley_strength, self.clip, self.match_rms
-        _require("valley_strength", strength, "a finite number >= 0", is_number(strength) and 0 <= strength < math.inf)
-        _require("clip", clip, "a number >= 1", is_number(clip) and clip >= 1)
+        require("valley_strength", strength, "a finite number >= 0", is_number(strength) and 0 <= strength < math.inf)
+        require("clip", clip, "a number >= 1", is_number(clip) and clip >= 1)
         known = rms is None or (is_number(rms) and 0 < rms < math.inf)
-        _require("match_rms", rms, "None or a finite number > 0", known)
+        require("match_rms", rms, "None or a finite number > 0", known)
         if self.asynchronous:
-            _require("trigger", self.trigger, "'none' with asynchronous=True", self.trigger == "none")
-        _require("trigger", self.trigger, f"one of {', '.join(TRIGGERS)}", self.trigger in TRIGGERS)
+            require("trigger", self.trigger, "'none' with asynchronous=True", self.trigger == "none")
+        require("trigger", self.trigger, f"one of {', '.join(TRIGGERS)}", self.trigger in TRIGGERS)
         for name, top in (("percentiles", 100.0), ("thresholds", math.inf)):
             pair = getattr(self, name)
-            _require(name, pair, f"two numbers, 0 <= low <= high <= {top:g}", _rises(pair, top))
+            require(name, pair, f"two numbers, 0 <= low <= high <= {top:g}", rises(pair, top))
 
     def with_fixes(self, names: Iterable[str]) -> "TALTOptions":
         """These options with exactly the named fixes on.
@@ -236,25 +237,3 @@ def of_group(group: dict[str, Any]) -> TALTOptions:
 
 def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: what may have been meant."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a real number; True and False are not."""
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _rises(pair: Any, top: float) -> bool:
-    if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(map(is_number, pair)):
-        return False
-    return bool(0 <= pair[0] <= pair[1] <= top)
-
-
-def _require(name: str, value: Any, expected: str, holds: bool) -> None:
-    if not holds:
-        raise ValueError(f"{name}: expected {expected}, got {value!r}")
