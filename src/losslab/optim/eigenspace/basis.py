@@ -116,12 +116,12 @@ def new_bases(sides: Sides, step: int, options: TALTOptions) -> Bases:
             blend = options.blend if options.transformation_stability else 1.0  # of A; a basis has no scale
             share = torch.add(values.mean(2, keepdim=True) * (RIDGE / blend), values, alpha=(1 - blend) / blend)
             mixed = torch.addcmul(A, share, old)
-            new = _orthonormal(mixed.gather(2, order[:, None].expand_as(mixed)))
+            new = orthonormal(mixed.gather(2, order[:, None].expand_as(mixed)))
         found[name] = (order, new)
     return found
 
 
-def _orthonormal(A: Tensor) -> Tensor:
+def orthonormal(A: Tensor) -> Tensor:
     """Q of A's QR decomposition; torch.linalg.qr would cut R out as well, a tenth of its time."""
     return torch.linalg.householder_product(*torch.geqrf(A))
 

@@ -155,12 +155,14 @@ def layout(shape: Sequence[int], structure: str, options: TALTOptions, row_bytes
 def as_matrix(X: Tensor, of: Layout) -> Tensor:
     """A tensor as its layout sees it, (m, n)."""
     m, n = of.left.length, of.right.length
-    return X.reshape(m, n) if m == 1 or m == len(X) else X.reshape(n, m).mT
+    return X.reshape(m, n) if m == 1 or m == X.shape[0] else X.reshape(n, m).mT
 
 
 def as_tensor(M: Tensor, like: Tensor) -> Tensor:
     """The inverse of `as_matrix`: a matrix (m, n) in the shape and precision of a tensor."""
-    return (M if len(M) == 1 or len(M) == len(like) else M.mT).reshape(like.shape).to(like.dtype)
+    if M.shape != like.shape:
+        M = (M if M.shape[0] == 1 or M.shape[0] == like.shape[0] else M.mT).reshape(like.shape)
+    return M if M.dtype == like.dtype else M.to(like.dtype)
 
 
 def new_state(of: Layout, like: Tensor) -> dict[str, Tensor]:
