@@ -17,7 +17,7 @@ from losslab.studies.compare.statistics import Estimate, median_estimate, ratio_
 
 Value = TypeVar("Value")
 HEAD = ("optimizer", "loss at T", "test accuracy", "steps to target", "missed", "step ms", "of it optimizer")
-HEAD += ("seconds to target", "state", "trials", "settings")
+HEAD += ("seconds to target", "state", "trials", "next best", "settings")
 PAIR = ("TALT against", "steps", "", "time", "", "step time")
 SUMMARY = (
     "task",
@@ -139,6 +139,7 @@ def _row(found: Findings) -> Callable[[Contender], list[str]]:
             _short(each.steps * each.times.step / 1e3, ".2f") if each.times else "–",
             f"{first['state_numbers'] / first['parameters']:.1f}",
             str(len(each.tuned.trials)),
+            f"{100 * (each.tuned.next_best / each.tuned.loss - 1):+.1f} %" if each.tuned else "",
             _settings(each),
         ]
 

@@ -60,6 +60,7 @@ class Tuned:
     Attributes:
         settings: The best.
         loss: Their mean over the tuning seeds.
+        next_best: The smallest such mean of any other settings.
         trials: All settings that were tried, with the loss of the first seed.
         low: End of the range of learning rates, after it was extended.
         high: The other end.
@@ -67,6 +68,7 @@ class Tuned:
 
     settings: Settings
     loss: float
+    next_best: float
     trials: tuple[tuple[Settings, float], ...]
     low: float
     high: float
@@ -129,7 +131,8 @@ class Study:
         again = [trials[index] for index in order[: self.protocol.again]]
         means = self.losses(optimizer, again, seeds).mean(1)
         results = tuple(zip(trials, map(float, first), strict=True))
-        return Tuned(again[int(means.argmin())], float(means.min()), results, low, high)
+        best, second, *_ = np.argsort(means, kind="stable")
+        return Tuned(again[best], float(means[best]), float(means[second]), results, low, high)
 
     def final(self, optimizer: str, k: int = 0) -> list[Record]:
         """The records of the final seeds with the tuned settings."""

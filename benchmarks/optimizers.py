@@ -25,7 +25,8 @@ STAGES = ("tune", "final", "horizons", "time", "rival", "ablation", "sensitivity
 CACHE = Path("~/.cache/losslab/optimizers").expanduser()
 PROTOCOL = """\
 - {trials} quasi-random trials for each optimizer on one seed, the best {again} on {tuning_seeds} seeds; four more
-  trials for each decade by which a range of learning rates was extended; all by the final validation loss
+  trials for each decade by which a range of learning rates was extended; all by the final validation loss. Next best:
+  by how much the second of the three is worse, mean of these seeds
 - schedule, for all: up for 5 % of the horizon, then down to zero in a straight line (schedule-free's authors use none)
 - target: the better of SGD with momentum and AdamW, its median final validation loss at horizon T over fresh seeds
 - steps to the target: horizons T·2^(k/2), k from −6 to 2, each a run of its own; between two by the logarithm; 95 %
