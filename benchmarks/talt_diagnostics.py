@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from losslab.optim.diagnostics import TALTDiagnostics
+from losslab.optim.eigenspace.options import TALTOptions
 from losslab.optim.talt import TALT
 from losslab.studies.models import SimpleCNN
 
@@ -47,7 +48,8 @@ def measured(make: Callable[[], tuple[nn.Module, tuple[int, ...]]], rounds: int)
     torch.manual_seed(0)
     model, shape = make()
     x, y = torch.randn(shape), torch.randint(0, 10, shape[:1])
-    optimizer = TALT(model.parameters())
+    options = TALTOptions()
+    optimizer = TALT(model.parameters(), options=options)
     diagnostics = TALTDiagnostics(optimizer, every=2)
     times: tuple[list[float], list[float]] = ([], [])
     for step in range(1, 2 * rounds + 101):
@@ -55,7 +57,7 @@ def measured(make: Callable[[], tuple[nn.Module, tuple[int, ...]]], rounds: int)
         optimizer.zero_grad()
         cross_entropy(model(x), y).backward()
         optimizer.step()
-        if step > 100 and step % 10 > 1:  # no refreshes, which come every tenth step by then
+        if step > 100 and options.next_due(step - 1) != step:
             times[step % 2 == 0].append(1e3 * (time.perf_counter() - began))
     assert diagnostics.records()
     return times

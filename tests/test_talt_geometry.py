@@ -244,6 +244,56 @@ def test_a_tall_matrix_moves_as_its_definition_says():
     assert torch.allclose(fast, slow, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("batch", [False, True], ids=["averages", "last gradients"])
+def test_states_from_before_matrices_were_transposed(batch):
+    """They held tall matrices as they are, and matrices without a basis too."""
+    shapes = [(7, 4), (3, 5, 2), (6, 9), (5,)]
+    options = TALTOptions(max_side=8, base_memory=2, incremental_covariance=not batch)
+    params = [nn.Parameter(p) for p in placed([*shapes, (8, 3)])]
+    groups = [{"params": params[:4]}, {"params": params[4:], "structure": "diagonal"}]
+    gradients = drawn([*shapes, (8, 3)], 8)
+    optimizer = TALT(groups, lr=0.1, options=options)
+    for now in gradients[:5]:
+        step(optimizer, now)
+    saved, values = optimizer.state_dict(), [p.detach().clone() for p in params]
+    old = {**saved, "state": {index: dict(state) for index, state in saved["state"].items()}}
+    tall = old["state"][0]
+    for name in {"exp_avg", "exp_avg_sq", "recent"} & set(tall):
+        tall[name] = tall[name].mT
+    for kind in ("basis", "covariance"):
+        tall[f"{kind}_left"], tall[f"{kind}_right"] = tall[f"{kind}_right"], tall[f"{kind}_left"]
+    for name in ("exp_avg", "exp_avg_sq"):
+        old["state"][4][name] = old["state"][4][name].reshape(8, 3)
+    ends = []
+    for state in (saved, old):
+        for p, value in zip(params, values, strict=True):
+            p.data = value.clone()
+        optimizer = TALT([dict(group) for group in groups], lr=0.1, options=options)
+        optimizer.load_state_dict(state)
+        for now in gradients[5:]:
+            step(optimizer, now)
+        ends.append([p.detach().clone() for p in params])
+    assert all(torch.equal(p, q) for p, q in zip(*ends, strict=True))
+
+
+def test_a_clipped_response_where_most_directions_have_no_gradient():
+    """The middle λ is 0 there; and after a leap in size all thresholds are."""
+    x = nn.Parameter(torch.zeros(8, 8))
+    generator = torch.Generator().manual_seed(5)
+    optimizer = TALT([x], lr=0.01, options=TALTOptions(clip=10.0))
+    for _ in range(600):
+        before, gradient = x.detach().clone(), torch.randn(8, 8, generator=generator)
+        gradient[2:] = 0.0
+        step(optimizer, [gradient])
+    assert (x - before).norm() < 0.1
+    x = nn.Parameter(torch.zeros(4, 4))
+    optimizer = TALT([x], lr=0.01, options=TALTOptions(clip=2.0))
+    for size in (1.0, 1.0, 1e30, 1e30):
+        step(optimizer, [size * torch.randn(4, 4, generator=generator)])
+    assert x.isfinite().all()
+    assert optimizer.skipped == 0
+
+
 def test_vectors_are_laid_end_to_end():
     """Also where the sizes of their gradients are far apart, and change; each moves as it would alone."""
     shapes = [(5,), (), (3,), (64,), (2, 300)]
@@ -343,6 +393,12 @@ def test_the_schedule_of_fix_2():
     assert [t for t in range(1, 151) if on.next_due(t - 1) == t] == due
     assert [on.next_due(t) for t in (0, 12, 13, 70, 126, 10**9 + 7)] == [1, 13, 17, 86, 146, 10**9 + 26]
     assert [t for t in range(1, 90) if off.next_due(t - 1) == t] == [1, 21, 41, 61, 81]
+    for ramp, longest in ((1, 7), (3, 20), (5, 2), (50, 4), (10**6, 10)):
+        options, found = replace(on, update_ramp=ramp, update_interval=longest), [1]
+        while found[-1] < 400:
+            found.append(found[-1] + options.interval(found[-1]))
+        assert [options.next_due(t) for t in range(400)] == [min(f for f in found if f > t) for t in range(400)]
+    assert 10**8 < replace(on, update_ramp=10**6).next_due(10**8) <= 10**8 + 20  # in no time
     assert [t for t in range(1, 8) if replace(on, update_interval=1).next_due(t - 1) == t] == [*range(1, 8)]
     X = torch.zeros(3, 3, dtype=torch.float64)
     optimizer = TALT([X], options=on)

@@ -20,7 +20,7 @@ from losslab.optim.diagnostics.recorder import TALTDiagnostics
 from losslab.optim.eigenspace.checks import is_number
 from losslab.optim.eigenspace.gradients import matrices, moved, sizes
 from losslab.optim.eigenspace.group_checks import require_own, require_possible
-from losslab.optim.eigenspace.layout import as_tensor
+from losslab.optim.eigenspace.layout import as_tensor, turned
 from losslab.optim.eigenspace.options import TALTOptions, of_group, plain
 from losslab.optim.eigenspace.plans import Plans, layout_of
 from losslab.optim.eigenspace.update import update
@@ -223,15 +223,16 @@ class TALT(Optimizer):
         """Put the state as it was saved in place of what torch has cast to the parameters' precision."""
         given = self._loading
         saved = [index for group in given["param_groups"] for index in group["params"]]
-        own = [parameter for group in self.param_groups for parameter in group["params"]]
-        for index, parameter in zip(saved, own, strict=True):
+        own = [(parameter, group) for group in self.param_groups for parameter in group["params"]]
+        for index, (parameter, group) in zip(saved, own, strict=True):
             if index in given["state"]:
-                self.state[parameter] = {
+                state = {
                     name: value.to("cpu" if name == "step" else parameter.device, copy=True)
                     if isinstance(value, Tensor)
                     else value
                     for name, value in given["state"][index].items()
                 }
+                self.state[parameter] = turned(state, layout_of(parameter, group, of_group(group)))
 
     def __getstate__(self) -> dict[str, Any]:
         """For a copy, or to be pickled."""

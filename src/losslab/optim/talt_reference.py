@@ -67,7 +67,7 @@ class TALTReference:
         s = self._response(V, V, S)
         if o.clip < float("inf") and S.cuts is not None:
             middle = self._response(S.cuts[1], V, S)
-            s = s.clamp(middle / o.clip, middle * o.clip)
+            s = s.clamp(torch.minimum(middle / o.clip, self._response(V.mean(), V, S)), middle * o.clip)
         if self.structure == "lowrank" and S.t > 1:
             s[:, S.ranks[1] :] = s[:, : S.ranks[1]].min()
         W = equalized((M * s)[None])[0] if o.equalizes and self.structure == "kronecker" else M * s

@@ -15,7 +15,7 @@ from losslab.studies.record import write_atomically
 PAGE = "talt.html"
 
 GLOSSARY = (
-    Entry("shape", "structure, and ranks kept of rows and columns",
+    Entry("shape", "structure, and ranks kept of the shorter and the longer side",
           "How TALT sees the tensor: of a side longer than max_side it keeps the first eigenvectors.",
           "Directions that are left out have one eigenvalue together."),
     Entry("state", "numbers in the tensor's state", "Its memory, in the tensor's precision."),
@@ -34,7 +34,7 @@ GLOSSARY = (
           "Near eigenvalues turn freely, and it does not matter."),
     Entry("covariance", "‖C − B‖ / ‖B‖ of covariances of trace 1, B of the last four sampled gradients",
           "Small: the incremental covariance is what the gradients are now.", "Four gradients alone are a noisy B."),
-    Entry("rotation", "mean principal angle of the leading directions since the sample before, rows and columns",
+    Entry("rotation", "mean principal angle of the leading directions since the sample before, shorter and longer side",
           "Large means that the terrain turns faster than the samples follow."),
     Entry("consistency", "cosine of the update with the sample before's, and with the gradient",
           "Near 1: steady; the second near 0: the update is no gradient's any more."),

@@ -33,8 +33,8 @@ class TALTSample:
         name: The tensor's.
         shape: The tensor's own.
         structure: How TALT sees it.
-        rank_left: Directions that are kept of its rows' space.
-        rank_right: Of its columns' space.
+        rank_left: Directions that are kept of its shorter side's space.
+        rank_right: Of its longer side's.
         remembered: Gradients that are remembered, where covariances are not incremental.
         state_numbers: Numbers in its state.
         refreshes: Bases so far.
@@ -62,9 +62,9 @@ class TALTSample:
         gate: How far the gate of valleys is open, 0 to 1, mean over all directions.
         near: Whether TALT holds a minimum to be near, so that it amplifies less.
         level: Mean λ over the largest that it has been.
-        rotation_left: Mean principal angle in degrees between the leading directions of rows then (at the sample
-            before) and now.
-        rotation_right: Of columns.
+        rotation_left: Mean principal angle in degrees between the leading directions of the shorter side then (at the
+            sample before) and now.
+        rotation_right: Of the longer side.
         consistency: Cosine between this update and that of the sample before.
         alignment: Cosine between the update and the gradient.
         profile_eigenvalue: λ in up to `BINS` groups of equal size, the largest first: mean of each group.

@@ -8,6 +8,7 @@ stack.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -163,6 +164,21 @@ def as_tensor(M: Tensor, like: Tensor) -> Tensor:
     if M.shape != like.shape:
         M = (M if M.shape[0] == 1 or M.shape[0] == like.shape[0] else M.mT).reshape(like.shape)
     return M if M.dtype == like.dtype else M.to(like.dtype)
+
+
+def turned(state: dict[str, Any], of: Layout) -> dict[str, Any]:
+    """A state, transposed or flattened where it is from before matrices were seen by their shorter side."""
+    there, wanted = tuple(state["exp_avg"].shape) if "exp_avg" in state else (), of.shapes["exp_avg"]
+    tables = [name for name in ("exp_avg", "exp_avg_sq", "recent") if name in state]
+    if of.structure == "diagonal" and math.prod(there) == math.prod(wanted):
+        return state | {name: state[name].reshape(wanted) for name in tables}
+    if there == wanted or there != wanted[::-1]:
+        return state
+    found = state | {name: state[name].mT.contiguous() for name in tables}
+    for name in [name for name in state if name.endswith("_left")]:
+        kind = name.removesuffix("left")
+        found[f"{kind}left"], found[f"{kind}right"] = state[f"{kind}right"], state[name]
+    return found
 
 
 def new_state(of: Layout, like: Tensor) -> dict[str, Tensor]:

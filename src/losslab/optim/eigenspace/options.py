@@ -77,7 +77,7 @@ class TALTOptions:
         valley_strength: By how much more, at most, valleys are amplified.
         gate_width: How soft the thresholds are, in units of log λ.
         damping: What is left of directions of high curvature.
-        clip: Largest ratio of a response to the middle one, either way.
+        clip: Largest ratio of a response to the middle one, either way; downwards, not above that to the mean λ.
         near_fraction: Near a minimum: mean squares of the gradient below this fraction of the largest there were.
         near_factor: See `selective_amplification`.
         probe_interval: Steps from one Hessian product to the next, if the optimizer has a probe.
@@ -215,9 +215,11 @@ class TALTOptions:
     def next_due(self, step: int) -> int:
         """Fix 2: the first step after `step` that ends with a new basis: step 1 does, and then by `interval`."""
         found = 1
-        while found <= step:
-            wait = self.interval(found)
-            found += wait if wait < self.update_interval else ((step - found) // wait + 1) * wait
+        while found <= step:  # from one length of the interval to the next
+            wait, end = self.interval(found), step + 1
+            if wait < self.update_interval:
+                end = min(end, (wait + 1) * self.update_ramp)
+            found += -(-(end - found) // wait) * wait
         return found
 
 

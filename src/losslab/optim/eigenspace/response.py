@@ -31,7 +31,7 @@ def response(
 
     Args:
         values: λ (b, ·, ·), in the units of squared gradients.
-        rms: Of the whole gradient (b, 1, 1); needed where p is not ½.
+        rms: Of the whole gradient (b, 1, 1); needed where p is not ½, or responses are clipped.
         cuts: λ_low, the middle one and λ_high (b, 3, 1, 1); None before the first basis.
         valley: v, one for each tensor or for all.
         eps: ε, one for each tensor or for all.
@@ -45,8 +45,11 @@ def response(
     found = bare(values)
     if cuts is None or options.clip == math.inf:
         return found
+    assert rms is not None
     middle = bare(cuts[:, 1])
-    return torch.minimum(torch.maximum(found, middle / options.clip), middle * options.clip)
+    # Where most directions never had a gradient, the middle λ is 0, and says nothing of those that had one.
+    least = torch.minimum(middle / options.clip, bare(rms.square()))
+    return torch.minimum(torch.maximum(found, least), middle * options.clip)
 
 
 def _normalised(values: Tensor, rms: Tensor | None, eps: Tensor | float, options: TALTOptions) -> Tensor:

@@ -3,6 +3,8 @@
 `step` counts the step that is being taken.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -48,7 +50,7 @@ def thresholds(stack: Stack, step: int, options: TALTOptions) -> Tensor | None:
 def responses(stack: Stack, values: Tensor, cuts: Tensor | None, eps: float, step: int, options: TALTOptions) -> Tensor:
     """S of each entry of a table of λ; without thresholds that of fix 6 alone."""
     of = stack.layout
-    rms = None if options.power == 0.5 else mean_square(values, of).sqrt()
+    rms = None if options.power == 0.5 and options.clip == math.inf else mean_square(values, of).sqrt()
     respond = compiled() if options.compiled else response
     valley = 1.0 if cuts is None else _valley(stack, options)
     found = respond(values, rms, cuts, valley, _floor(stack, eps), options)

@@ -141,8 +141,8 @@ def _bases(watched: Watched, names: Sequence[str]) -> Chart:
 
 def _stability(watched: Watched, names: Sequence[str]) -> Chart:
     labels = {
-        "rotation_left": "rotation, rows (°)",
-        "rotation_right": "rotation, columns (°)",
+        "rotation_left": "rotation, shorter side (°)",
+        "rotation_right": "rotation, longer side (°)",
         "covariance_distance": "incremental − batch covariance",
         "condition": "largest / smallest λ",
         "consistency": "cosine with the update before",
