@@ -317,9 +317,10 @@ def test_vectors_are_laid_end_to_end():
         assert torch.equal(p, q)
         for name, value in optimizer.state[q].items():
             assert torch.equal(value, joint.state[p][name])
-    scaled = TALT(together, structure="diagonal", options=TALTOptions(match_rms=0.2))
-    step(scaled, gradients[0])
-    assert len(scaled._plans._plans[0].stacks) == 5  # a root mean square is each tensor's own
+    for options in (TALTOptions(match_rms=0.2), TALTOptions(power=0.25)):  # a mean square is each tensor's own
+        scaled = TALT(together, structure="diagonal", options=options)
+        step(scaled, gradients[0])
+        assert len(scaled._plans._plans[0].stacks) == 5
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 20), (1, 31, 6), (1, 3, 200), (3, 1, 7)])
