@@ -422,3 +422,19 @@ def test_rows_are_small(run):
     rows = [row for row in run.metrics() if row["kind"] == "talt"]
     size = len(json.dumps(rows[-1])) / len(rows[-1]["tensors"])
     assert size < 2500
+
+
+def test_a_step_that_fails_is_no_sample():
+    """Its state was copied before; the next step begins anew, sampled or not."""
+    x = nn.Parameter(torch.ones(3, 4))
+    optimizer = TALT([x])
+    diagnostics = TALTDiagnostics(optimizer, every=2)
+    for failing in (False, True, False, False):
+        x.grad = torch.randn(3, 4)
+        if failing:
+            x.grad = x.grad.to_sparse()
+            with pytest.raises(RuntimeError, match="dense"):
+                optimizer.step()
+        else:
+            optimizer.step()
+    assert [sample.step for sample in diagnostics.records()] == [3]

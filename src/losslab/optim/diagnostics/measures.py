@@ -5,6 +5,7 @@ multiplied with.
 """
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch.nn.functional import cosine_similarity
 from losslab.optim.diagnostics.sample import BINS, LEVELS
 from losslab.optim.diagnostics.stages import Stages
 from losslab.optim.eigenspace.basis import covariance, times_basis
-from losslab.optim.eigenspace.coordinates import squares
+from losslab.optim.eigenspace.coordinates import mean_square, squares
 from losslab.optim.eigenspace.layout import Layout, Side
 from losslab.optim.eigenspace.response import AT_MOST
 from losslab.optim.eigenspace.stack import Stack
@@ -155,17 +156,21 @@ def _off_diagonal(stack: Stack, name: str, side: Side) -> Tensor:
 
 def _in_groups(values: Tensor) -> Tensor:
     """Means (b, g) of neighbours in (b, n)."""
-    count = values.shape[1]
+    index, sizes = _groups(values.shape[1], values.device)
+    return values.new_zeros(len(values), len(sizes)).index_add_(1, index, values) / sizes
+
+
+@lru_cache
+def _groups(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The group of each of so many neighbours, and how many each group has."""
     groups = min(BINS, count)
-    index = torch.arange(count, device=values.device) * groups // count
-    sizes = torch.bincount(index, minlength=groups)
-    return values.new_zeros(len(values), groups).index_add_(1, index, values) / sizes
+    index = torch.arange(count, device=device) * groups // count
+    return index, torch.bincount(index, minlength=groups)
 
 
 def _mean(table: Tensor, of: Layout) -> Tensor:
     """Over all directions: an entry counts as often as it stands for one."""
-    left, right = (table.new_tensor(side.weights) for side in (of.left, of.right))
-    return (table * left[:, None] * right).sum((1, 2)) / (of.left.length * of.right.length)
+    return mean_square(table, of)[:, 0, 0]
 
 
 def _norm(X: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ class TALTDiagnostics:
         self._records: list[TALTSample] = []
         self._history = History()
         self._steps = max((int(state["step"]) for state in optimizer.state.values() if "step" in state), default=0)
-        self._met: dict[Tensor, dict[str, Tensor]] = {}
+        self._met: list[tuple[_Watched, dict[str, Tensor]]] = []  # with the state that the step meets
         if next(self._chosen(), None) is None:
             known = ", ".join([name for name, *_ in trained(self.optimizer, self._names)][:8])
             raise ValueError(f"tensors: no trainable tensor with an eigenspace matches {tensors!r}; there are {known}")
@@ -82,7 +82,7 @@ class TALTDiagnostics:
         """Take the hooks off; what was recorded stays."""
         for hook in self._hooks:
             hook.remove()
-        self._hooks, self._history, self._met = [], History(), {}
+        self._hooks, self._history, self._met = [], History(), []
 
     def __enter__(self) -> "TALTDiagnostics":
         return self
@@ -139,27 +139,29 @@ class TALTDiagnostics:
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Copy the state that the step meets."""
         self._steps += 1
+        self._met = []  # of a step that failed, if any
         if self._steps % self.every:
             return
-        for _, parameter, _, _, of in self._chosen():
-            state = optimizer.state.get(parameter) or new_state(of, parameter)  # asking with [] would make one
-            self._met[parameter] = {key: tensor.clone() for key, tensor in state.items()}
+        for each in self._chosen():
+            state = optimizer.state.get(each.parameter) or new_state(each.layout, each.parameter)  # [] would make one
+            self._met.append((each, {key: tensor.clone() for key, tensor in state.items()}))
 
     @torch.no_grad()
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Take the step apart."""
         if not self._met:
             return
-        met, self._met = self._met, {}
-        stacks: dict[Any, list[_Watched]] = {}
-        for each in self._chosen():
-            before, after = met[each.parameter], optimizer.state.get(each.parameter)
+        met, self._met = self._met, []
+        stacks: dict[Any, list[tuple[_Watched, dict[str, Tensor]]]] = {}
+        for each, before in met:
+            after = optimizer.state.get(each.parameter)
             if each.parameter.grad is not None and after and int(after["step"]) == int(before["step"]) + 1:
-                stacks.setdefault((each.alike, int(after["step"])), []).append(each)
+                stacks.setdefault((each.alike, int(after["step"])), []).append((each, before))
         found = []
-        for members in stacks.values():
+        for pairs in stacks.values():
+            members, states = zip(*pairs, strict=True)
             first = members[0]
-            stack = stacked([met[each.parameter] for each in members], first.layout, first.options)
+            stack = stacked(states, first.layout, first.options)
             parameters = [each.parameter for each in members]
             G = matrices(parameters, stack)
             G = stack.in_units(-G if first.group["maximize"] else G, sizes(parameters))

@@ -7,6 +7,7 @@ Products are torch.bmm: @ looks at shapes first, which is dear for small tensors
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -76,8 +77,13 @@ def mean_square(table: Tensor, of: Layout) -> Tensor:
     """The mean (b, 1, 1) over all directions of a table of squares."""
     if of.left.whole and of.right.whole:
         return table.mean((1, 2), keepdim=True)
-    left, right = (table.new_tensor(side.weights) for side in (of.left, of.right))
+    left, right = (_weights(side, table.dtype, table.device) for side in (of.left, of.right))
     return (table * left[:, None] * right).sum((1, 2), keepdim=True) / (of.left.length * of.right.length)
+
+
+@lru_cache
+def _weights(side: Side, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(side.weights, dtype=dtype, device=device)
 
 
 def _turns(side: Side) -> bool:
