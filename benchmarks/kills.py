@@ -96,6 +96,11 @@ def main() -> None:
         f"- {len(rows)} rows of metrics: {'identical' if same_rows else 'DIFFERENT'}",
         f"- {len(tensors)} tensors of checkpoints and snapshots: {'identical' if same_tensors else 'DIFFERENT'}",
     ]
+    lines += [
+        f"- at first {one} and then {other}" for one, other in zip(rows, rows_again, strict=False) if one != other
+    ][:1]
+    unlike = [name for name in sorted({*tensors, *tensors_again}) if tensors.get(name) != tensors_again.get(name)]
+    lines += [f"- unlike: {', '.join(unlike[:5])}"] if unlike else []
     publish(lines, args.output)
     sys.exit(0 if same_rows and same_tensors else 1)
 
