@@ -131,8 +131,9 @@ class Study:
         again = [trials[index] for index in order[: self.protocol.again]]
         means = self.losses(optimizer, again, seeds).mean(1)
         results = tuple(zip(trials, map(float, first), strict=True))
-        best, second, *_ = np.argsort(means, kind="stable")
-        return Tuned(again[best], float(means[best]), float(means[second]), results, low, high)
+        best = int(means.argmin())
+        others = np.delete(means, best)
+        return Tuned(again[best], float(means[best]), float(others.min(initial=math.inf)), results, low, high)
 
     def final(self, optimizer: str, k: int = 0) -> list[Record]:
         """The records of the final seeds with the tuned settings."""

@@ -52,3 +52,27 @@ def test_means_are_of_each_half_and_ratios_of_whole_steps(bench):
     (_, *adamw), (_, *talt) = bench.rows(costs, ["2.0", "8.0"])
     assert adamw == ["3.0", "1.0", "1.00", "1.0", "1.00", "2.0"]
     assert talt == ["3.0", "9.0", "3.00", "3.0", "1.50", "8.0"]
+
+
+def test_where_a_step_goes(load, monkeypatch, capsys):
+    """The parts are the whole, what was patched is as it was, and a step's operations are counted."""
+    script = load("talt_profile")
+    places = [(module, name) for module, names in script.PARTS.values() for name in names]
+    before = [getattr(module, name) for module, name in places]
+    run = script.Run("digits", "talt", script.SETTINGS["talt"], seed=0, horizon=4)
+    data = script.TASKS["digits"].data(None)
+    found = script.parts_of(run, data)
+    assert sum(found[part] for part in (*script.PARTS, "the rest")) == pytest.approx(found["whole"])
+    assert min(found.values()) > 0
+    calls = script.calls_of(run, data)
+    names = {name for name, _ in calls}
+    assert set(script.ARITHMETIC) <= names
+    assert 0 < script.arithmetic(calls, 4) < script.arithmetic(calls, 1)
+    decomposed = sum(count for (name, _), count in calls.items() if name == "geqrf")
+    whole = sum(count for (name, _), count in calls.items() if name == "_linalg_eigh")
+    assert decomposed + whole == 4 * 10  # both sides of five matrices after each of the first steps
+    monkeypatch.setattr(sys, "argv", ["talt_profile", "--tasks", "digits", "--steps", "3", "--rounds", "1"])
+    script.main()
+    said = capsys.readouterr().out
+    assert all(f"| {part} |" in said for part in script.PARTS)
+    assert [getattr(module, name) for module, name in places] == before

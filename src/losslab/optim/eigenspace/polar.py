@@ -9,7 +9,7 @@ from torch import Tensor
 
 Step = tuple[float, float, float]
 # Step by step, the odd polynomials ax + bx³ + cx⁵ that bring [0.003, 1] nearest to 1 (Amsel et al. 2025), found by
-# linear programming: [0.78, 1.22] after four; Muon's five steps of one polynomial (Jordan et al. 2024) end between 0.7
+# linear programming: [0.78, 1.22] after four; Muon's five steps of one polynomial (Jordan et al. 2024) end between 0.68
 # and 1.2. Each is made for an interval 1 % wider than the one before leaves, since they grow fast beyond it.
 COEFFICIENTS: tuple[Step, Step, Step, Step] = (
     (8.3019, -24.0424, 17.4699),
