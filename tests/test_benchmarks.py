@@ -387,6 +387,9 @@ def test_tuning_goes_on_where_the_best_is_at_an_edge(study):
     assert len(inside.trials) == 16
     assert inside.settings["lr"] == pytest.approx(1e-3, rel=0.4)
     assert inside.loss == pytest.approx(1.01 / 400, rel=0.01)  # the mean of seeds 0, 1, 2
+    first, second, *_ = sorted(loss for _, loss in inside.trials)
+    assert (inside.loss, inside.next_best) == pytest.approx((1.02 * first, 1.02 * second))  # all seeds over the first
+    assert inside.next_best > inside.loss
     assert len(outside.trials) == 16 + 2 * 4
     assert (outside.low, outside.high) == (1e-3, 100.0)
     assert 10 < outside.settings["lr"] < 100

@@ -595,6 +595,7 @@ def test_unknown_settings_of_a_group_are_refused():
         ({"thresholds": (-1.0, 1.0)}, r"thresholds: expected two numbers, 0 <= low <= high <= inf, got \(-1.0, 1.0\)"),
         ({"power": -0.1}, "power: expected 0 to 1, got -0.1"),
         ({"clip": 0.5}, "clip: expected a number >= 1, got 0.5"),
+        ({"clip": True}, "clip: expected a number >= 1, got True"),
         ({"blend": 0.0}, "blend: expected a finite number > 0, got 0.0"),
         ({"trigger": "gradient"}, "trigger: expected one of none, gradient_change, off_diagonal, got 'gradient'"),
         ({"match_rms": 0.0}, "match_rms: expected None or a finite number > 0, got 0.0"),

@@ -294,6 +294,25 @@ def test_a_clipped_response_where_most_directions_have_no_gradient():
     assert optimizer.skipped == 0
 
 
+@pytest.mark.parametrize("structure", ["kronecker", "diagonal"])
+@pytest.mark.parametrize("leap", [1e13, 1e-13])
+def test_gradients_leap_in_size(structure, leap):
+    """The state is then in other units than before; its definition knows none."""
+    shapes = [(3, 3), (2, 2)]  # longer sides would have eigenvectors that rounding decides
+    sizes = [1.0, *5 * [leap], *6 * [1.0]] if leap > 1 else [leap] * 6 + [1.0] * 6
+    fast, slow = placed(shapes), placed(shapes)
+    optimizer = TALT(fast, lr=0.1, structure=structure)
+    reference = TALTReference(slow, lr=0.1, structure=structure)
+    units = set()
+    for now, size in zip(drawn(shapes, 12), sizes, strict=True):
+        step(optimizer, [size * g for g in now])
+        reference.step([size * g for g in now])
+        units.add(float(optimizer.state[fast[0]]["scale"]))
+    assert len(units) == 2
+    for p, q in zip(fast, slow, strict=True):
+        assert torch.allclose(p, q, rtol=0, atol=1e-6)
+
+
 def test_vectors_are_laid_end_to_end():
     """Also where the sizes of their gradients are far apart, and change; each moves as it would alone."""
     shapes = [(5,), (), (3,), (64,), (2, 300)]

@@ -1,6 +1,7 @@
 """What TALT's step is made of: percentiles are torch's; the benchmark of its time runs at its smallest settings."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -76,3 +77,12 @@ def test_where_a_step_goes(load, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert all(f"| {part} |" in said for part in script.PARTS)
     assert [getattr(module, name) for module, name in places] == before
+
+
+def test_a_part_within_a_part_counts_once(load, monkeypatch):
+    script = load("talt_profile")
+    clock, ticks = script.Clock(), iter([0.0, 1.0, 3.0, 7.0])
+    monkeypatch.setattr(script, "time", SimpleNamespace(perf_counter=ticks.__next__))
+    (inner, outer) = next(iter(script.INSIDE.items()))
+    clock._timed(outer, clock._timed(inner, lambda: None))()
+    assert clock.spent == {inner: 2000.0, outer: 5000.0}
